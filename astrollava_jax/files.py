@@ -1,0 +1,215 @@
+"""Opens, reads, lists and publishes paths: the only module that touches the file system.
+
+Paths are strings. A second kind of storage (a bucket) is added here and nowhere else.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+Where = str | os.PathLike[str]
+
+
+def join(folder: Where, *parts: str) -> str:
+    """The path of `parts` below `folder`."""
+    return os.path.join(folder, *parts)
+
+
+def exists(path: Where) -> bool:
+    """Whether a file or folder stands at `path`."""
+    return os.path.exists(path)
+
+
+def is_folder(path: Where) -> bool:
+    """Whether `path` is a folder."""
+    return os.path.isdir(path)
+
+
+def size_bytes(path: Where) -> int:
+    """The size of a file in bytes."""
+    return os.path.getsize(path)
+
+
+def absolute(path: Where) -> str:
+    """The path as it reads from anywhere; `~` is expanded, links are kept."""
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def names(folder: Where, pattern: str = ".*") -> list[str]:
+    """The sorted names in `folder` that match the regular expression whole."""
+    return sorted(name for name in os.listdir(folder) if re.fullmatch(pattern, name))
+
+
+def make_folder(path: Where) -> str:
+    """Makes a folder and its parents, unless they are there; returns the path."""
+    os.makedirs(path, exist_ok=True)
+    return str(path)
+
+
+def remove(path: Where) -> None:
+    """Removes a file or a whole folder, if it is there."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.remove(path)
+
+
+def move(source: Where, target: Where) -> None:
+    """Renames a file or folder within one storage."""
+    os.replace(source, target)
+
+
+def copy(source: Where, target: Where) -> None:
+    """Copies one file, byte for byte."""
+    shutil.copyfile(source, target)
+
+
+def open_read(path: Where) -> IO[bytes]:
+    """Opens a file for reading bytes."""
+    return open(path, "rb")
+
+
+def open_append(path: Where) -> IO[str]:
+    """Opens a text file at its end, line by line flushed, for logs."""
+    return open(path, "a", encoding="utf-8", buffering=1)
+
+
+def read_bytes(path: Where) -> bytes:
+    """The bytes of a file."""
+    with open_read(path) as handle:
+        return handle.read()
+
+
+def read_text(path: Where) -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+        ValueError: if the bytes are not UTF-8; names the file.
+    """
+    try:
+        return read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8 text, found {error.reason}") from None
+
+
+def read_json(path: Where) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: if the text is not JSON; names the file and the line.
+    """
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}: expected JSON, found {error.msg} at line {error.lineno}"
+        ) from None
+
+
+class RangeReader:
+    """Reads byte ranges of one file; safe in threads, and travels to worker processes."""
+
+    def __init__(self, path: Where):
+        self.path = str(path)
+        self._descriptor: int | None = None
+
+    def read(self, offset: int, length: int) -> bytes:
+        """The bytes `[offset, offset + length)`, fewer where the file ends."""
+        if self._descriptor is None:
+            self._descriptor = os.open(self.path, os.O_RDONLY)
+        pieces = []
+        while length > 0:
+            piece = os.pread(self._descriptor, min(length, 1 << 30), offset)
+            if not piece:
+                break
+            pieces.append(piece)
+            offset += len(piece)
+            length -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def close(self) -> None:
+        """Closes the file; a later read opens it again."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __getstate__(self):
+        return {"path": self.path, "_descriptor": None}
+
+    def __del__(self):
+        with contextlib.suppress(Exception):
+            self.close()
+
+
+@contextlib.contextmanager
+def publish(path: Where) -> Iterator[IO[bytes]]:
+    """Gives a file to write that appears under `path` only when the block ends well."""
+    folder = os.path.dirname(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(
+        dir=folder, prefix=f".{os.path.basename(path)}.", suffix=".part"
+    )
+    try:
+        with os.fdopen(descriptor, "wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+
+
+@contextlib.contextmanager
+def publish_folder(path: Where) -> Iterator[str]:
+    """Gives an empty folder to fill that appears under `path` only when the block ends well.
+
+    Raises:
+        FileExistsError: if `path` is there and is not an empty folder.
+    """
+    target = absolute(path)
+    if os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target)):
+        raise FileExistsError(f"{path} exists: choose another name, or remove it first")
+    parent = os.path.dirname(target)
+    os.makedirs(parent, exist_ok=True)
+    temporary = tempfile.mkdtemp(dir=parent, prefix=f".{os.path.basename(target)}.", suffix=".part")
+    os.chmod(temporary, 0o777 & ~_umask())
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_bytes(path: Where, content: bytes) -> None:
+    """Writes a file whole, or not at all."""
+    with publish(path) as handle:
+        handle.write(content)
+
+
+def write_text(path: Where, content: str) -> None:
+    """Writes a UTF-8 file whole, or not at all."""
+    write_bytes(path, content.encode("utf-8"))
+
+
+def write_json(path: Where, content: Any) -> None:
+    """Writes a JSON file whole, or not at all."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def here(module_file: str, *parts: str) -> str:
+    """The path of `parts` beside a module, given its `__file__`."""
+    return str(Path(module_file).parent.joinpath(*parts))
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

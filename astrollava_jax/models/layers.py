@@ -1,0 +1,166 @@
+"""Linear maps, norms, embeddings, rotary angles, and the walk over stacked layers."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Shaped
+
+Remat = Literal["none", "dots", "full"]
+REMAT: dict[str, Any] = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep matmul outputs
+    "full": jax.checkpoint_policies.nothing_saveable,  # keep a layer's input only
+}
+"""What the backward pass finds in memory; `none` keeps everything."""
+
+Carry = TypeVar("Carry")
+
+
+def read_kernel(kernel: nnx.Variable, dtype: Any) -> Array:
+    """The only way in which a matmul kernel is read, so that a stored form can be put under it."""
+    return kernel.get_value().astype(dtype)
+
+
+class Linear(nnx.Module):
+    """Contracts the last `len(inputs)` dims with a kernel of shape `[*inputs, *outputs]`."""
+
+    def __init__(
+        self,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        axes: Sequence[str | None],
+        *,
+        bias: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        self.num_inputs = len(inputs)
+        scale = 1.0 / math.sqrt(math.prod(inputs))
+        shape = (*inputs, *outputs)
+        self.kernel = nnx.Param(
+            scale * jax.random.truncated_normal(rngs.params(), -3.0, 3.0, shape), axes=tuple(axes)
+        )
+        self.bias = (
+            nnx.Param(jnp.zeros(tuple(outputs)), axes=tuple(axes[len(inputs) :])) if bias else None
+        )
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The mapped array, in the dtype of `x`."""
+        y = jnp.tensordot(x, read_kernel(self.kernel, x.dtype), axes=self.num_inputs)
+        return y if self.bias is None else y + self.bias.get_value().astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """A table of vectors."""
+
+    def __init__(self, size: int, dim: int, axes: Sequence[str | None], *, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(
+            0.02 * jax.random.normal(rngs.params(), (size, dim)), axes=tuple(axes)
+        )
+
+    def __call__(self, ids: Int[Array, "..."], dtype: Any) -> Float[Array, "... D"]:
+        """The vectors of some ids."""
+        return jnp.take(self.embedding.get_value(), ids, axis=0).astype(dtype)
+
+
+class RmsNorm(nnx.Module):
+    """x / sqrt(mean(x^2) + eps), computed in float32, then scaled."""
+
+    def __init__(self, dim: int, eps: float):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(dim), axes=("embed",))
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """The normed array, in the dtype of `x`."""
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+        return wide.astype(x.dtype) * self.scale.get_value().astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Mean 0 and variance 1, computed in float32, then scaled and shifted."""
+
+    def __init__(self, dim: int, eps: float):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(dim), axes=("embed",))
+        self.bias = nnx.Param(jnp.zeros(dim), axes=("embed",))
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """The normed array, in the dtype of `x`."""
+        wide = x.astype(jnp.float32)
+        wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+        scale, bias = self.scale.get_value(), self.bias.get_value()
+        return (wide * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+
+
+def rotary_angles(
+    positions: Int[Array, "B T"], head_dim: int, theta: float
+) -> tuple[Float[Array, "B T H/2"], Float[Array, "B T H/2"]]:
+    """Cosine and sine of each position's angles, in float32."""
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(
+    x: Float[Array, "B T N H"], angles: tuple[Float[Array, "B T h"], Float[Array, "B T h"]]
+) -> Float[Array, "B T N H"]:
+    """Turns the first half of each head against the second (Llama's order, not interleaved)."""
+    cos, sin = (part[:, :, None, :] for part in angles)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def stack(num_layers: int, make: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs) -> Any:
+    """`num_layers` modules as one, each parameter with a leading layer axis."""
+
+    @nnx.split_rngs(splits=num_layers)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def make_all(rngs: nnx.Rngs):
+        return make(rngs)
+
+    return make_all(rngs)
+
+
+def walk(
+    layers: nnx.Module,
+    carry: Carry,
+    apply: Callable[[Any, Carry], Carry],
+    *,
+    remat: Remat = "none",
+    used: int | None = None,
+) -> Carry:
+    """Applies stacked layers in order, compiled once for any depth.
+
+    Layers from `used` on are skipped inside the scan: a slice of the stack would copy it.
+    """
+    graphdef, state = nnx.split(layers)
+    depth = jax.tree.leaves(state)[0].shape[0]
+
+    def one(carry: Carry, item: tuple[Int[Array, ""], Any]) -> tuple[Carry, None]:
+        index, layer = item
+
+        def run(carry: Carry) -> Carry:
+            return apply(nnx.merge(graphdef, layer), carry)
+
+        if used is None or used == depth:
+            return run(carry), None
+        return jax.lax.cond(index < used, run, lambda carry: carry, carry), None
+
+    if remat != "none":
+        one = jax.checkpoint(one, policy=REMAT[remat], prevent_cse=False)
+    return jax.lax.scan(one, carry, (jnp.arange(depth), state))[0]
+
+
+def quick_gelu(x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+    """CLIP's activation, x * sigmoid(1.702 x). Exact GELU in its place shifts every feature."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def exact_gelu(x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+    """GELU by the error function, as in LLaVA's projector."""
+    return jax.nn.gelu(x, approximate=False)

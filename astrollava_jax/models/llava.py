@@ -1,0 +1,119 @@
+"""LLaVA: encode the pictures, project them, place them among the words, decode.
+
+Source: LLaVA 1.5 (arXiv 2310.03744); `llava_arch.py` of haotian-liu/LLaVA, with static shapes.
+"""
+
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
+from pydantic import Field
+
+from astrollava_jax.batch import Batch, ImageFacts
+from astrollava_jax.config import config
+from astrollava_jax.models.layers import Remat
+from astrollava_jax.models.llama import LlamaConfig
+from astrollava_jax.models.projector import IdentityConfig, LinearConfig, MlpConfig
+from astrollava_jax.models.vision import ClipConfig
+from astrollava_jax.sharding import Axes, shard
+
+Vision = ClipConfig
+Projector = Annotated[LinearConfig | MlpConfig | IdentityConfig, Field(discriminator="type")]
+Llm = LlamaConfig
+
+
+@config
+class LlavaConfig:
+    """A vision tower, a projector and a decoder."""
+
+    vision: Vision
+    projector: Projector
+    llm: Llm
+    select_layer: int = -2
+    """Which hidden states of the tower are read: -2 = the output of the last block but one."""
+    select_feature: Literal["patch", "cls_patch"] = "patch"
+    """`patch` drops the class token."""
+
+    def __post_init__(self):
+        depth = self.vision.num_layers
+        if not -depth - 1 <= self.select_layer <= depth:
+            raise ValueError(
+                f"select_layer {self.select_layer} is outside the tower's {depth} layers"
+            )
+
+    @property
+    def image_facts(self) -> ImageFacts:
+        """What data must know of the tower."""
+        vision = self.vision
+        return ImageFacts(
+            size=vision.image_size,
+            patch=vision.patch_size,
+            tokens=vision.num_patches + (self.select_feature == "cls_patch"),
+            pad_color=tuple(int(255 * mean) for mean in vision.pixel_mean),  # pyright: ignore
+            pixel_mean=vision.pixel_mean,
+            pixel_std=vision.pixel_std,
+        )
+
+    def build(self, rngs: nnx.Rngs) -> "Llava":
+        """The model, with fresh parameters in float32."""
+        return Llava(self, rngs=rngs)
+
+    def abstract(self) -> "Llava":
+        """The model without its numbers: shapes, addresses, axes."""
+        return nnx.eval_shape(lambda: self.build(nnx.Rngs(0)))
+
+
+class Llava(nnx.Module):
+    """The whole model. Its parts are `vision`, `projector` and `llm`."""
+
+    def __init__(self, config: LlavaConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.vision = config.vision.build(rngs)
+        self.projector = config.projector.build(
+            config.vision.embed_dim, config.llm.embed_dim, rngs=rngs
+        )
+        self.llm = config.llm.build(rngs)
+
+    def encode(self, images: UInt8[Array, "M h w 3"], dtype: Any) -> Float[Array, "M P D"]:
+        """Image features in the decoder's width."""
+        features = self.vision(images, layer=self.config.select_layer, dtype=dtype)
+        if self.config.select_feature == "patch":
+            features = features[:, 1:]
+        return self.projector(features)
+
+    def place(
+        self,
+        tokens: Int[Array, "B T"],
+        feature_index: Int[Array, "B T"],
+        features: Float[Array, "B IP D"],
+    ) -> Float[Array, "B T D"]:
+        """Embedded words, with image features where `feature_index` says so."""
+        words = self.llm.embed(tokens, features.dtype)
+        pictures = jnp.take_along_axis(features, jnp.maximum(feature_index, 0)[..., None], axis=1)
+        return jnp.where((feature_index >= 0)[..., None], pictures, words)
+
+    def __call__(self, batch: Batch, *, dtype: Any, remat: Remat = "none") -> Float[Array, "B T D"]:
+        """The last hidden states of a batch, computed in `dtype`."""
+        rows, per_row = batch.images.shape[:2]
+        images = batch.images.reshape(rows * per_row, *batch.images.shape[2:])
+        features = self.encode(shard(images, "batch", None, None, None), dtype)
+        features = features.reshape(rows, per_row * features.shape[1], features.shape[2])
+        x = self.place(batch.tokens, batch.feature_index, features)
+        x = shard(x, "batch", "length", None)
+        return self.llm(x, batch.segment_ids, batch.positions, remat=remat)
+
+    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """Scores of every word."""
+        return self.llm.logits(hidden)
+
+
+def logical_axes(model: nnx.Module) -> dict[str, Axes]:
+    """The logical axes of every parameter, by address; stacked ones begin with `layers`."""
+    found = {}
+    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        axes = variable.get_metadata("axes")
+        stacked = len(jax.tree.leaves(variable)[0].shape) - len(axes)
+        found["/".join(map(str, path))] = ("layers",) * stacked + axes
+    return found
