@@ -41,7 +41,8 @@ def attention(
 ) -> Float[Array, "B T N H"]:
     """What each query gathers from the keys of its own sample.
 
-    N is a multiple of K: neighbouring queries share a key. Scores and softmax are float32; the result has the dtype of `q`.
+    N is a multiple of K: neighbouring queries share a key. Scores and softmax are float32; the
+    result has the dtype of `q`.
     """
     grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])  # B T K G H
     scores = jnp.einsum("BTKGH,BSKH->BKGTS", grouped, k, preferred_element_type=jnp.float32)
