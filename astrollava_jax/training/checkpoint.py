@@ -1,0 +1,101 @@
+"""Checkpoints: trainable weights, moments, progress and config as one unit, written by Orbax.
+
+A checkpoint holds named items, so that an item added later does not break older ones. Frozen
+weights are not in it: the run names the files that give them.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from astrollava_jax import files
+from astrollava_jax.params import Params
+from astrollava_jax.training.optimizer import AdamState
+from astrollava_jax.training.state import Progress, TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one run: `folder/<step>/`."""
+
+    def __init__(self, folder: str, keep: int):
+        policies = ocp.training.save_decision_policies, ocp.training.preservation_policies
+        self.folder = files.absolute(folder)
+        self._checkpointer = ocp.training.Checkpointer(
+            files.make_folder(self.folder),
+            cleanup_tmp_directories=True,
+            save_decision_policy=policies[0].FixedIntervalPolicy(1),
+            preservation_policy=policies[1].LatestN(keep),
+        )
+        self._pending: Any = None
+        self._pending_step: int | None = None
+        self.last_good: int | None = self.latest()
+
+    def latest(self) -> int | None:
+        """The newest finished step, if there is one."""
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    def save(self, state: TrainState, progress: Progress, config: dict[str, Any]) -> None:
+        """Copies the state to the host and writes it in the background.
+
+        It waits for the save before it, so that at most one is under way.
+        """
+        self.wait()
+        items = {
+            "trainable": state.trainable,
+            "optimizer": state.optimizer._asdict(),
+            "progress": dataclasses.asdict(progress),
+        }
+        self._pending = self._checkpointer.save_checkpointables_async(
+            progress.step, items, custom_metadata={"config": config}
+        )
+        self._pending_step = progress.step
+
+    def wait(self) -> None:
+        """Returns when what was saved stands on the disk; raises what went wrong."""
+        if self._pending is not None:
+            self._pending.result()
+            self.last_good, self._pending = self._pending_step, None
+
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, Progress]:
+        """The state and progress of a step, placed as the arrays of `like` are."""
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+            {"trainable": like.trainable, "optimizer": like.optimizer._asdict()},
+        )
+        counts = dict.fromkeys((f.name for f in dataclasses.fields(Progress)), 0)
+        items = self._checkpointer.load_checkpointables(step, abstract | {"progress": counts})
+        state = TrainState(items["trainable"], AdamState(**items["optimizer"]))
+        return state, Progress(**{name: int(value) for name, value in items["progress"].items()})
+
+    def close(self) -> None:
+        """Waits for the last save and stops the writer."""
+        self.wait()
+        self._checkpointer.close()
+
+
+def steps(folder: str) -> list[int]:
+    """The finished steps in a checkpoint folder, in order."""
+    if not files.is_folder(folder):
+        return []
+    return sorted(int(name) for name in files.names(folder, r"\d+"))
+
+
+def read_trainable(folder: str, step: int, shapes: Mapping[str, Any]) -> Params:
+    """The trained weights of a step, on the first device.
+
+    Args:
+        folder: the run's `checkpoints`.
+        step: a finished step.
+        shapes: shape of each trained address.
+    """
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = {
+        address: jax.ShapeDtypeStruct(shape, "float32", sharding=device)
+        for address, shape in shapes.items()
+    }
+    path = files.join(files.absolute(folder), str(step))
+    return ocp.load_checkpointables(path, {"trainable": abstract})["trainable"]

@@ -1,0 +1,168 @@
+"""What happens after a step: held-out loss, checkpoints, the log. None knows another."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from astrollava_jax.sharding import agree
+from astrollava_jax.training.checkpoint import Checkpoints
+from astrollava_jax.training.loop import Event
+from astrollava_jax.training.metrics import JsonLines, TensorBoard
+from astrollava_jax.training.state import TrainState
+
+
+class Guard:
+    """Stops a run whose records are worse than was allowed."""
+
+    def __init__(self, allowed: float, samples: int):
+        self.limit = allowed * samples
+        self.samples = samples
+
+    def __call__(self, event: Event) -> None:
+        """Counts.
+
+        Raises:
+            ValueError: when more records were unreadable than allowed; names the last ones.
+        """
+        if agree(event.progress.skipped) > self.limit:
+            raise ValueError(
+                f"{event.progress.skipped} unreadable record(s) of {self.samples} in the run, more "
+                f"than bad_records.max_fraction allows ({self.limit:.0f}); the last:\n  "
+                + "\n  ".join(event.delivery.faults[-10:])
+            )
+
+
+class Evaluate:
+    """Computes the held-out loss every so many steps, and after the last."""
+
+    def __init__(
+        self,
+        every_steps: int,
+        evaluate: Callable[[TrainState], dict[str, float]],
+        found: Callable[[int, dict[str, float]], None],
+    ):
+        self.every_steps, self._evaluate, self._found = every_steps, evaluate, found
+
+    def __call__(self, event: Event) -> None:
+        """Evaluates when it is time."""
+        if event.last or event.progress.step % self.every_steps == 0:
+            self._found(event.progress.step, self._evaluate(event.state))
+
+
+class Save:
+    """Saves a checkpoint by the clock or by the count of steps, and after the last step."""
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        config: dict[str, Any],
+        every_seconds: float | None,
+        every_steps: int | None,
+    ):
+        self._checkpoints, self._config = checkpoints, config
+        self.every_seconds, self.every_steps = every_seconds, every_steps
+        self._saved_at = time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        """Saves when it is time."""
+        due = self.every_steps is not None and event.progress.step % self.every_steps == 0
+        if self.every_seconds is not None:
+            due = due or agree(time.monotonic() - self._saved_at >= self.every_seconds)
+        if due or event.last:
+            self._checkpoints.save(event.state, event.progress, self._config)
+            self._saved_at = time.monotonic()
+
+
+class Log:
+    """The bar, the step line, `log.jsonl` and TensorBoard: one set of facts in four forms."""
+
+    def __init__(
+        self,
+        console: Console,
+        lines: JsonLines,
+        board: TensorBoard | None,
+        *,
+        every_steps: int,
+        attempt: int,
+        chips: int,
+        checkpoints: Checkpoints,
+        work: Callable[[Event], float | None],
+    ):
+        self._console, self._lines, self._board = console, lines, board
+        self.every_steps, self.attempt, self.chips = every_steps, attempt, chips
+        self._checkpoints, self._work = checkpoints, work
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[loss]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task: Any = None
+
+    def __call__(self, event: Event) -> None:
+        """Writes the step's facts."""
+        facts = self._facts(event)
+        self._lines.write(facts)
+        if self._board is not None:
+            self._board.write(facts["step"], facts)
+        if self._task is None:
+            self._bar.start()
+            self._task = self._bar.add_task("training", total=event.total_steps, loss="")
+        self._bar.update(self._task, completed=facts["step"], loss=f"loss {facts['loss']:.4f}")
+        if event.last or facts["step"] % self.every_steps == 0:
+            self._console.print(_line(facts, event.total_steps), highlight=False, soft_wrap=True)
+        for fault in event.delivery.faults:
+            self._console.print(f"unreadable record, loss off: {fault}", markup=False)
+
+    def held_out(self, step: int, facts: dict[str, float]) -> None:
+        """Writes what the held-out evaluation found."""
+        self._lines.write({"step": step, "attempt": self.attempt, **facts})
+        if self._board is not None:
+            self._board.write(step, facts)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in facts.items())
+        self._console.print(f"step {step}: {shown}", highlight=False)
+
+    def close(self) -> None:
+        """Leaves the bar and closes the files."""
+        self._bar.stop()
+        self._lines.close()
+        if self._board is not None:
+            self._board.close()
+
+    def _facts(self, event: Event) -> dict[str, Any]:
+        metrics, seconds = event.metrics, event.seconds
+        rates = {name: value for name, value in metrics.items() if name.startswith("lr/")}
+        utilisation = self._work(event)
+        return {
+            "step": event.progress.step,
+            "attempt": self.attempt,
+            "loss": metrics["loss"],
+            "learned_tokens": int(metrics["learned_tokens"]),
+            "grad_norm": metrics["grad_norm"],
+            "lr": next(iter(rates.values())),
+            **(rates if len(rates) > 1 else {}),
+            "seconds": seconds,
+            "samples_per_second": event.delivery.samples / seconds,
+            "tokens_per_second_per_chip": event.delivery.tokens / seconds / self.chips,
+            "mfu": utilisation,
+            "input_wait": event.input_wait / seconds,
+            "packing": event.delivery.filled,
+            "skipped_records": event.progress.skipped,
+            "last_good_checkpoint": self._checkpoints.last_good,
+        }
+
+
+def _line(facts: dict[str, Any], total: int) -> str:
+    mfu = "" if facts["mfu"] is None else f"  mfu {facts['mfu']:.3f}"
+    return (
+        f"step {facts['step']}/{total}  loss {facts['loss']:.6f}"
+        f"  grad_norm {facts['grad_norm']:.4f}  lr {facts['lr']:.3e}  {facts['samples_per_second']:.1f} samples/s"
+        f"  {facts['tokens_per_second_per_chip']:.0f} tokens/s/chip{mfu}"
+        f"  input_wait {facts['input_wait']:.3f}  packing {facts['packing']:.3f}"
+    )

@@ -1,0 +1,69 @@
+"""The two files in which a run keeps what it measured."""
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from astrollava_jax import files
+
+
+class JsonLines:
+    """One JSON object per line, appended; a reader takes the last line of a step."""
+
+    def __init__(self, path: str):
+        torn = files.exists(path) and not files.read_bytes(path).endswith(b"\n")
+        self._handle = files.open_append(path)
+        if torn and files.size_bytes(path):
+            self._handle.write("\n")  # a killed run can leave half a line
+
+    def write(self, facts: Mapping[str, Any]) -> None:
+        """Appends one line; floats keep all their digits."""
+        self._handle.write(json.dumps(facts) + "\n")
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._handle.close()
+
+
+class TensorBoard:
+    """Scalars as TensorBoard event files."""
+
+    def __init__(self, folder: str):
+        # Imported late: it takes half a second that a dry run need not wait.
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._writer = EventFileWriter(files.make_folder(folder))
+
+    def write(self, step: int, facts: Mapping[str, Any]) -> None:
+        """Adds the numbers among `facts` at a step."""
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+
+        Summary: Any = summary_pb2.Summary  # pyright: ignore[reportAttributeAccessIssue]
+        values = [
+            Summary.Value(tag=name, simple_value=float(value))
+            for name, value in facts.items()
+            if isinstance(value, int | float) and name != "step"
+        ]
+        event = event_pb2.Event(  # pyright: ignore[reportAttributeAccessIssue]
+            step=step, wall_time=time.time(), summary=Summary(value=values)
+        )
+        self._writer.add_event(event)
+
+    def close(self) -> None:
+        """Writes what is buffered and closes the files."""
+        self._writer.close()
+
+
+def read_log(path: str) -> list[dict[str, Any]]:
+    """The steps of a `log.jsonl` in order, the last line of each; a torn last line is left out."""
+    found: dict[int, dict[str, Any]] = {}
+    if not files.exists(path):
+        return []
+    for line in files.read_text(path).splitlines():
+        try:
+            facts = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        found[facts["step"]] = {**found.get(facts["step"], {}), **facts}
+    return [found[step] for step in sorted(found)]
