@@ -1,0 +1,206 @@
+"""Example and Turn: the record that data preparation writes and training reads.
+
+On disk an Example is one `tf.train.Example` message whose features are lists of bytes:
+
+    id, caption, source, credit, license, url    one UTF-8 text each
+    image                                        encoded pictures, zero or more
+    turns/role, turns/text                       one text per turn, in step
+
+Only this much of the protocol-buffer wire format is read and written here, so that neither needs
+TensorFlow; equal examples give equal bytes.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Literal, get_args
+
+Role = Literal["human", "assistant"]
+IMAGE_MARKER = "<image>"
+
+TEXT_FEATURES = ("caption", "credit", "id", "license", "source", "url")
+
+Features = dict[str, list[bytes]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One utterance of a dialogue."""
+
+    role: Role
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One sample: encoded pictures (zero or more), a caption, a dialogue, and where it came from.
+
+    The `<image>` marker may stand in a human turn; without a marker, images come first, as in
+    LLaVA.
+    """
+
+    id: str
+    images: tuple[bytes, ...] = ()
+    turns: tuple[Turn, ...] = ()
+    caption: str = ""
+    source: str = ""
+    credit: str = ""
+    license: str = ""
+    url: str = ""
+
+
+def encode(example: Example) -> bytes:
+    """The example as a serialised `tf.train.Example`.
+
+    Raises:
+        ValueError: if the id is empty or a turn's role is unknown.
+    """
+    if not example.id:
+        raise ValueError("an example needs an id: it is how errors and logs name it")
+    for number, turn in enumerate(example.turns):
+        _check_role(turn.role, example.id, number)
+    features: Features = {name: [getattr(example, name).encode()] for name in TEXT_FEATURES}
+    features["image"] = list(example.images)
+    features["turns/role"] = [turn.role.encode() for turn in example.turns]
+    features["turns/text"] = [turn.text.encode() for turn in example.turns]
+    return _write_features(features)
+
+
+def decode(content: bytes) -> Example:
+    """The example in a serialised `tf.train.Example`; features of other names are ignored.
+
+    Raises:
+        ValueError: if the bytes are no such message, the id is missing, a role is unknown, or the
+            roles and texts are not equally many.
+    """
+    features = _read_features(content)
+    texts = {name: _text(features, name) for name in TEXT_FEATURES}
+    if not texts["id"]:
+        raise ValueError(f"expected a feature 'id', found {sorted(features) or 'none at all'}")
+    return Example(
+        images=tuple(features.get("image", ())), turns=_turns(features, texts["id"]), **texts
+    )
+
+
+def _check_role(role: str, example_id: str, number: int) -> None:
+    if role not in get_args(Role):
+        raise ValueError(
+            f"example {example_id}, turn {number}: expected the role to be one of "
+            f"{', '.join(get_args(Role))}, found {role!r}"
+        )
+
+
+def _text(features: Features, name: str) -> str:
+    values = features.get(name, [])
+    if len(values) > 1:
+        raise ValueError(f"feature {name!r}: expected one text, found {len(values)}")
+    return _utf8(values[0], name) if values else ""
+
+
+def _utf8(value: bytes, name: str) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"feature {name!r}: expected UTF-8 text, found {error.reason}") from None
+
+
+def _turns(features: Features, example_id: str) -> tuple[Turn, ...]:
+    roles = [_utf8(role, "turns/role") for role in features.get("turns/role", [])]
+    texts = [_utf8(text, "turns/text") for text in features.get("turns/text", [])]
+    if len(roles) != len(texts):
+        raise ValueError(
+            f"example {example_id}: expected as many roles as texts, "
+            f"found {len(roles)} in turns/role and {len(texts)} in turns/text"
+        )
+    for number, role in enumerate(roles):
+        _check_role(role, example_id, number)
+    return tuple(Turn(role, text) for role, text in zip(roles, texts))  # pyright: ignore
+
+
+# The wire format. A message is a run of fields; a field is a varint `number << 3 | kind`, then its
+# value. All fields met here have kind 2, a varint length and as many bytes:
+#   Example.features = 1, Features.feature = 1 (a map: key = 1, value = 2), Feature.bytes_list = 1,
+#   BytesList.value = 1.
+# Source: https://protobuf.dev/programming-guides/encoding; tensorflow's example.proto.
+
+_OTHER_KINDS = {1: 8, 5: 4}  # fixed-width kinds, in bytes
+
+
+def _write_features(features: Features) -> bytes:
+    """The message, its features in the order of their names."""
+    entries = []
+    for name in sorted(features):
+        values = _message((1, value) for value in features[name])
+        # An empty list is written too: TFDS tells "no turns" from "no such feature".
+        entries.append(_message([(1, name.encode()), (2, _message([(1, values)]))]))
+    return _message([(1, _message((1, entry) for entry in entries))])
+
+
+def _message(fields: Iterable[tuple[int, bytes]]) -> bytes:
+    pieces = []
+    for number, value in fields:
+        pieces += [_varint(number << 3 | 2), _varint(len(value)), value]
+    return b"".join(pieces)
+
+
+def _varint(number: int) -> bytes:
+    content = bytearray()
+    while number > 0x7F:
+        content.append(number & 0x7F | 0x80)
+        number >>= 7
+    content.append(number)
+    return bytes(content)
+
+
+def _read_features(content: bytes) -> Features:
+    found: Features = {}
+    for features in _only(1, memoryview(content)):
+        for entry in _only(1, features):
+            name = b"".join(_only(1, entry)).decode(errors="replace")
+            found[name] = [
+                bytes(value)
+                for feature in _only(2, entry)
+                for values in _only(1, feature)  # 2 and 3 hold floats and integers: not ours
+                for value in _only(1, values)
+            ]
+    return found
+
+
+def _only(wanted: int, message: memoryview) -> Iterator[memoryview]:
+    """The values of the fields with one number, in their order."""
+    return (value for number, value in _fields(message) if number == wanted)
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """The fields of a message that hold bytes; others are passed over."""
+    position = 0
+    while position < len(message):
+        key, position = _read_varint(message, position)
+        number, kind = key >> 3, key & 7
+        if kind == 0:
+            _, position = _read_varint(message, position)
+            continue
+        if kind == 2:
+            length, position = _read_varint(message, position)
+        elif kind in _OTHER_KINDS:
+            length = _OTHER_KINDS[kind]
+        else:
+            raise ValueError(f"not a tf.train.Example: field kind {kind} at byte {position}")
+        if position + length > len(message):
+            raise ValueError(f"not a tf.train.Example: a field of {length} bytes is cut short")
+        if kind == 2:
+            yield number, message[position : position + length]
+        position += length
+
+
+def _read_varint(message: memoryview, position: int) -> tuple[int, int]:
+    """The number that starts at `position`, and the position after it."""
+    number = 0
+    for shift in range(0, 70, 7):
+        if position == len(message):
+            raise ValueError("not a tf.train.Example: it ends inside a number")
+        byte = message[position]
+        position += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, position
+    raise ValueError(f"not a tf.train.Example: a number of more than ten bytes at {position}")
