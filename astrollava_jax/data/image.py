@@ -1,0 +1,181 @@
+"""Decodes pictures and makes them the tower's square, bit for bit as transformers does with PIL.
+
+Two modes, LLaVA's:
+
+    pad     centre on a square of the longer side, filled with the mean colour; resize to `size`
+    crop    resize the shorter side to `size`; cut the centre
+
+Source: `expand2square` of haotian-liu/LLaVA; CLIPImageProcessorPil and LlavaImageProcessorPil of
+transformers 5. The uint8 pixels are equal to theirs. As there, EXIF orientation is ignored, and of
+an animation the first frame is taken.
+"""
+
+import io
+from typing import Literal
+
+import numpy as np
+import simplejpeg
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+from astrollava_jax.batch import ImageFacts
+
+Mode = Literal["pad", "crop"]
+
+MAX_PIXELS = 2**28
+"""Most pixels that a picture may have, at any moment of its preparation: Pillow holds a pixel in
+four bytes, so this is 1 GiB in each worker. (A file of a few kilobytes can state any size.)"""
+
+JPEG_QUALITY = 95
+"""For pictures that are stored smaller than they came; chroma is kept at full resolution."""
+
+# Pillow's own limit is one number for the whole process: it refuses at twice this number.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+
+_JPEG_START = b"\xff\xd8\xff"
+_SIMPLE_COLOURS = ("YCbCr", "Gray")
+_STORED_FORMATS = ("JPEG", "PNG")  # those of TFDS's image feature
+_SIXTEEN_BITS = 65535
+
+
+class ImageError(ValueError):
+    """A picture that cannot be decoded, or is too large to be."""
+
+
+def prepare(encoded: bytes, mode: Mode, facts: ImageFacts) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture as the tower's square of pixels, not yet normalised.
+
+    Raises:
+        ImageError: if the bytes are no picture that can be decoded, or it is too large.
+    """
+    image = _decode(encoded)
+    square = _pad(image, facts) if mode == "pad" else _crop(image, facts.size)
+    return np.asarray(square)
+
+
+def normalize(
+    pixels: UInt8[np.ndarray, "*batch h w 3"], facts: ImageFacts
+) -> Float32[np.ndarray, "*batch h w 3"]:
+    """What the tower sees of the pixels: scaled to [0, 1], less the mean, over the deviation."""
+    scaled = (pixels * (1 / 255)).astype(np.float32)
+    return (scaled - np.array(facts.pixel_mean, np.float32)) / np.array(facts.pixel_std, np.float32)
+
+
+def fit(encoded: bytes, size: int, mode: Mode) -> bytes:
+    """The picture as records keep it: no larger than training at `size` pixels needs.
+
+    A JPEG or PNG that is small enough stays as it is. Others are made RGB and shrunk until the
+    longer side (`pad`) or the shorter one (`crop`) is `size`; what came as JPEG is written as JPEG
+    (quality 95, full chroma), the rest as PNG, without loss. Shrunk pictures give nearly the pixels
+    that the originals would have given, not the same bits.
+
+    Raises:
+        ImageError: if the bytes are no picture that can be decoded, or it is too large.
+    """
+    image = _decode(encoded)
+    stored_format = _format(encoded)
+    side = max(image.size) if mode == "pad" else min(image.size)
+    if side <= size and stored_format in _STORED_FORMATS:
+        return encoded
+    if side > size:
+        image = _shrink(image, size / side)
+    content = io.BytesIO()
+    if stored_format == "JPEG":
+        image.save(content, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    else:
+        image.save(content, "PNG")
+    return content.getvalue()
+
+
+def _decode(encoded: bytes) -> Image.Image:
+    """The picture in RGB."""
+    try:
+        if encoded.startswith(_JPEG_START) and (pixels := _decode_jpeg(encoded)) is not None:
+            return Image.fromarray(pixels)
+        with Image.open(io.BytesIO(encoded)) as image:
+            _refuse_large(*image.size)
+            return _to_rgb(image)
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's readers raise nearly everything
+        raise ImageError(
+            f"cannot decode this picture of {len(encoded)} bytes: {type(error).__name__}: {error}"
+        ) from None
+
+
+def _decode_jpeg(encoded: bytes) -> UInt8[np.ndarray, "h w 3"] | None:
+    """The pixels of an ordinary JPEG, in two thirds of Pillow's time; None leaves it to Pillow."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
+        if colours not in _SIMPLE_COLOURS:
+            return None
+        _refuse_large(int(width), int(height))
+        return simplejpeg.decode_jpeg(encoded, "RGB")
+    except ImageError:
+        raise
+    except ValueError:  # damaged, or a kind it does not know: Pillow may do better, or says why not
+        return None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """RGB; what is transparent shows white, as in transformers."""
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_eight_bits(image)
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits scaled to 8: value / 257, rounded, so that 65535 becomes 255.
+
+    Pillow (and so transformers) would clip everything above 255 to white. Colour of 16 bits never
+    comes here: Pillow reads its upper bytes.
+    """
+    values = np.asarray(image)
+    if values.dtype.kind == "f" or values.min() < 0 or values.max() > _SIXTEEN_BITS:
+        raise ImageError(
+            f"pixels of mode {image.mode} from {values.min()} to {values.max()}: expected at most "
+            "16 bits, since wider ones do not say what is white; convert the file to 8 or 16 bits"
+        )
+    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+
+
+def _pad(image: Image.Image, facts: ImageFacts) -> Image.Image:
+    width, height = image.size
+    side = max(width, height)
+    _refuse_large(side, side)
+    square = Image.new("RGB", (side, side), facts.pad_color)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square.resize((facts.size, facts.size), Image.Resampling.BICUBIC)
+
+
+def _crop(image: Image.Image, size: int) -> Image.Image:
+    width, height = image.size
+    shorter = min(width, height)
+    wide, high = int(size * width / shorter), int(size * height / shorter)
+    _refuse_large(wide, high)
+    left, top = (wide - size) // 2, (high - size) // 2
+    resized = image.resize((wide, high), Image.Resampling.BICUBIC)
+    return resized.crop((left, top, left + size, top + size))
+
+
+def _shrink(image: Image.Image, scale: float) -> Image.Image:
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _format(encoded: bytes) -> str:
+    with Image.open(io.BytesIO(encoded)) as image:
+        # A JPEG with further pictures behind the first is called MPO.
+        return "JPEG" if image.format == "MPO" else image.format or ""
+
+
+def _refuse_large(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ImageError(
+            f"{width} x {height} pixels: expected at most {MAX_PIXELS} in all; shrink it, or, if "
+            "it is merely long, cut it"
+        )
