@@ -1,0 +1,171 @@
+"""Carries out a plan: loads, decodes and builds rows in worker processes, and batches them.
+
+Everything after the plan is random access, so that a run starts at any step, and the batches are
+the same for any number of workers and of hosts. A worker makes single rows, which are put together
+in a thread of this process: a step is then made by all workers at once, and little memory is
+shared.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Self
+
+import grain
+import numpy as np
+from absl import flags
+from grain.experimental import (
+    DatasetOptions,
+    ThreadPrefetchDatasetIterator,
+    ThreadPrefetchIterDataset,
+    WithOptionsIterDataset,
+)
+
+from astrollava_jax.batch import Batch
+from astrollava_jax.data import workers as worker_processes
+from astrollava_jax.data.pack import RunPlan
+from astrollava_jax.data.rows import Row, RowBuilder
+from astrollava_jax.data.samples import Fault, Reader
+
+_BATCHES_AHEAD = 2
+_ROWS_AHEAD = 8
+"""Per worker: enough to keep it busy, few enough for the shared memory of a container."""
+
+_THREADS = 2
+_SMALLEST_SHARED_BYTES = 1 << 16
+
+
+@dataclasses.dataclass(frozen=True)
+class StepData:
+    """What one step gets from the data."""
+
+    batch: Batch
+    """NumPy; the rows of this process."""
+    records: list[str]
+    """Ids of the samples in these rows, in the step's order; of an unreadable one, its place."""
+    faults: list[Fault]
+    """Of these rows."""
+    filled: float
+    """The filled part of the whole step's positions."""
+
+
+class Pipeline:
+    """The batches of a run, from any step on.
+
+    Args:
+        plan: what each step holds.
+        reader: of the records that were planned.
+        workers: processes that make rows; with 0, threads of this process do.
+        process_index: of this process among those that train,
+        process_count: each of which makes as many consecutive rows of every step.
+
+    Raises:
+        ValueError: if the plan's rows cannot be shared among the processes.
+    """
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        reader: Reader,
+        *,
+        workers: int = 0,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        if plan.rows % process_count:
+            raise ValueError(
+                f"a step has {plan.rows} rows, which {process_count} processes cannot share: "
+                "plan a multiple of their number"
+            )
+        self.plan = plan
+        self._workers = workers
+        self._local_rows = plan.rows // process_count
+        self._first_row = process_index * self._local_rows
+        self._build_row = RowBuilder(reader, plan.shape)
+
+    def batches(self, start: int = 0) -> "Batches":
+        """The steps from `start` to the end of the run; the workers begin at once."""
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain reads its flags, and nobody else here has any
+        iterator = iter(self._dataset(start))
+        with worker_processes.shielded():
+            iterator.start_prefetch()
+        return Batches(self.plan, iterator, start)
+
+    def _dataset(self, start: int) -> ThreadPrefetchIterDataset:
+        """The rows of each step from `start` on."""
+        build = _PlannedRow(self.plan, self._build_row, self._first_row, self._local_rows)
+        numbers = (start * self._local_rows, self.plan.total_steps * self._local_rows)
+        # Grain would read far ahead, and its element is a whole row with its pictures.
+        threads, ahead = (1, 1) if self._workers else (_THREADS, _ROWS_AHEAD)
+        rows = (
+            grain.MapDataset.range(*numbers)
+            .map(build)
+            .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
+        )
+        if self._workers:
+            rows = WithOptionsIterDataset(rows, DatasetOptions(min_shm_size=_SMALLEST_SHARED_BYTES))
+            rows = rows.mp_prefetch(
+                grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=_ROWS_AHEAD),
+                worker_init_fn=_begin_worker,
+            )
+        steps = rows.batch(self._local_rows, drop_remainder=True, batch_fn=_stack)
+        return ThreadPrefetchIterDataset(steps, prefetch_buffer_size=_BATCHES_AHEAD)
+
+
+class Batches(Iterator[StepData]):
+    """Steps in their order; close it, or leave its `with` block, to end its workers."""
+
+    def __init__(self, plan: RunPlan, rows: ThreadPrefetchDatasetIterator, start: int):
+        self._plan = plan
+        self._rows = rows
+        self._step = start
+
+    def __next__(self) -> StepData:
+        if self._step >= self._plan.total_steps:
+            self.close()
+            raise StopIteration
+        rows = next(self._rows)
+        self._step += 1
+        return StepData(
+            batch=rows.arrays,
+            records=[name for _, name in sorted(rows.records)],
+            faults=list(rows.faults),
+            filled=self._plan.filled(self._step - 1),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the workers, if they have not ended yet."""
+        self._rows.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class _PlannedRow:
+    """Makes the rows of a process by their number, counted over all steps of the run."""
+
+    plan: RunPlan
+    build_row: RowBuilder
+    first_row: int
+    local_rows: int
+
+    def __call__(self, number: int) -> Row:
+        step, row = divmod(number, self.local_rows)
+        return self.build_row(self.plan.row(step, self.first_row + row))
+
+
+def _stack(rows: Sequence[Row]) -> Row:
+    """Many rows as one, their arrays with the leading dimension of `Batch`."""
+    return Row(
+        arrays=Batch(*(np.stack(field) for field in zip(*(row.arrays for row in rows)))),
+        records=tuple(record for row in rows for record in row.records),
+        faults=tuple(fault for row in rows for fault in row.faults),
+    )
+
+
+def _begin_worker(worker: int, workers: int) -> None:
+    worker_processes.begin()
