@@ -9,10 +9,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import jax
 from flax import nnx
 
-Params = dict[str, jax.Array]
+Params = dict[str, Any]
+"""Arrays by address: real ones, traced ones, or their shapes."""
+
 Value = TypeVar("Value")
 
 

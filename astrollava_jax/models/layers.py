@@ -98,7 +98,7 @@ class LayerNorm(nnx.Module):
 
 def rotary_angles(
     positions: Int[Array, "B T"], head_dim: int, theta: float
-) -> tuple[Float[Array, "B T H/2"], Float[Array, "B T H/2"]]:
+) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
     """Cosine and sine of each position's angles, in float32."""
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angles = positions[..., None].astype(jnp.float32) * frequencies
@@ -106,7 +106,7 @@ def rotary_angles(
 
 
 def rotate(
-    x: Float[Array, "B T N H"], angles: tuple[Float[Array, "B T h"], Float[Array, "B T h"]]
+    x: Float[Array, "B T N H"], angles: tuple[Float[Array, "B T half"], Float[Array, "B T half"]]
 ) -> Float[Array, "B T N H"]:
     """Turns the first half of each head against the second (Llama's order, not interleaved)."""
     cos, sin = (part[:, :, None, :] for part in angles)

@@ -137,7 +137,7 @@ class Clip(nnx.Module):
 
     def __call__(
         self, images: UInt8[Array, "M h w 3"], *, layer: int, dtype: Any
-    ) -> Float[Array, "M P+1 E"]:
+    ) -> Float[Array, "M S E"]:
         """Hidden states after block `layer`; 0 is before the first, -1 after the last, as in HF."""
         config = self.config
         side, p = config.image_size // config.patch_size, config.patch_size

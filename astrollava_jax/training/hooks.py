@@ -162,7 +162,8 @@ def _line(facts: dict[str, Any], total: int) -> str:
     mfu = "" if facts["mfu"] is None else f"  mfu {facts['mfu']:.3f}"
     return (
         f"step {facts['step']}/{total}  loss {facts['loss']:.6f}"
-        f"  grad_norm {facts['grad_norm']:.4f}  lr {facts['lr']:.3e}  {facts['samples_per_second']:.1f} samples/s"
+        f"  grad_norm {facts['grad_norm']:.4f}  lr {facts['lr']:.3e}"
+        f"  {facts['samples_per_second']:.1f} samples/s"
         f"  {facts['tokens_per_second_per_chip']:.0f} tokens/s/chip{mfu}"
         f"  input_wait {facts['input_wait']:.3f}  packing {facts['packing']:.3f}"
     )
