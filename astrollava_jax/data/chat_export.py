@@ -1,0 +1,61 @@
+"""A row of the table of templates as Jinja text, so that other systems prompt as training did."""
+
+import json
+import re
+
+from astrollava_jax.data.chat import TEMPLATES, Template
+from astrollava_jax.data.example import IMAGE_MARKER
+
+# Content is a string, or a list of parts as processors of transformers give it. Neighbouring
+# strings are joined by Jinja. BOS is left to the tokenizer.
+_JINJA = """\
+{{%- for message in messages -%}}
+{{%- set content = message['content'] -%}}
+{{%- set images = 0 -%}}
+{{%- if content is not string -%}}
+{{%- set images = content | selectattr('type', 'equalto', 'image') | list | length -%}}
+{{%- set content = content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join -%}}
+{{%- endif -%}}
+{{%- if message['role'] == 'user' -%}}
+{{{{- ({opening}) if loop.first else ({human}) -}}}}
+{{{{- {question} -}}}}
+{{%- elif message['role'] == 'assistant' -%}}
+{{{{- {reply} ~ {lead} ~ {answer} ~ {end} -}}}}
+{{%- else -%}}
+{{{{- raise_exception('expected the roles user and assistant, found ' ~ message['role']) -}}}}
+{{%- endif -%}}
+{{%- endfor -%}}
+{{{{- ({reply}) if add_generation_prompt else '' -}}}}
+"""
+
+
+def jinja_text(template: str) -> str | None:
+    """The chat template for transformers that equals a row; None for `model`, which has its own."""
+    row = TEMPLATES[template]
+    if not isinstance(row, Template):
+        return None
+    line = _quoted(f"{IMAGE_MARKER}\n")
+    questions = {
+        "answers": f"(({line} * images ~ content) | trim) if images else content",
+        "caption": f"{_quoted(IMAGE_MARKER)} * images",
+    }
+    return _JINJA.format(
+        opening=_expression(row.opening),
+        human=_expression(row.human),
+        question=questions[row.learns],
+        reply=_expression(row.reply),
+        lead=_expression(row.lead),
+        answer="(content | trim)" if row.strips else "content",
+        end=_expression(row.end),
+    )
+
+
+def _expression(text: str) -> str:
+    """A template's string in Jinja: text in quotes, BOS and EOS by their names there."""
+    names = {"<s>": "bos_token", "</s>": "eos_token"}
+    parts = [part for part in re.split("(</?s>)", text) if part]
+    return " ~ ".join(names.get(part) or _quoted(part) for part in parts) or _quoted("")
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text)
