@@ -1,0 +1,30 @@
+"""Keeps some samples for evaluation, group by group, the same ones on every machine."""
+
+import hashlib
+from collections.abc import Iterable
+
+
+def held_out(groups: Iterable[str], fraction: float, seed: int = 0) -> frozenset[str]:
+    """The groups to keep out of training: `fraction` of them, rounded, but at least one.
+
+    A group (an image, an object of the sky) is kept whole, so that nothing seen in training is
+    asked about afterwards. The order is that of a hash, so that it depends on the names alone.
+
+    Raises:
+        ValueError: if the fraction is not in [0, 1), or nothing would be left to train on.
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(
+            f"expected a held-out fraction of at least 0 and below 1, found {fraction}"
+        )
+    names = sorted(
+        set(groups), key=lambda group: hashlib.sha256(f"{seed}/{group}".encode()).digest()
+    )
+    if fraction == 0:
+        return frozenset()
+    count = max(1, round(fraction * len(names)))
+    if count >= len(names):
+        raise ValueError(
+            f"holding out {fraction} of {len(names)} different images would leave none to train on"
+        )
+    return frozenset(names[:count])
