@@ -16,7 +16,6 @@ from absl import flags
 from grain.experimental import (
     DatasetOptions,
     ThreadPrefetchDatasetIterator,
-    ThreadPrefetchIterDataset,
     WithOptionsIterDataset,
 )
 
@@ -27,7 +26,7 @@ from astrollava_jax.data.rows import Row, RowBuilder
 from astrollava_jax.data.samples import Fault, Reader
 
 _BATCHES_AHEAD = 2
-_ROWS_AHEAD = 8
+_ROWS_AHEAD = 2
 """Per worker: enough to keep it busy, few enough for the shared memory of a container."""
 
 _THREADS = 2
@@ -86,12 +85,12 @@ class Pipeline:
         """The steps from `start` to the end of the run; the workers begin at once."""
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain reads its flags, and nobody else here has any
-        iterator = iter(self._dataset(start))
+        steps = ThreadPrefetchDatasetIterator(iter(self._steps(start)), _BATCHES_AHEAD)
         with worker_processes.shielded():
-            iterator.start_prefetch()
-        return Batches(self.plan, iterator, start)
+            steps.start_prefetch()
+        return Batches(self.plan, steps, start)
 
-    def _dataset(self, start: int) -> ThreadPrefetchIterDataset:
+    def _steps(self, start: int) -> grain.IterDataset[Row]:
         """The rows of each step from `start` on."""
         build = _PlannedRow(self.plan, self._build_row, self._first_row, self._local_rows)
         numbers = (start * self._local_rows, self.plan.total_steps * self._local_rows)
@@ -108,23 +107,22 @@ class Pipeline:
                 grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=_ROWS_AHEAD),
                 worker_init_fn=_begin_worker,
             )
-        steps = rows.batch(self._local_rows, drop_remainder=True, batch_fn=_stack)
-        return ThreadPrefetchIterDataset(steps, prefetch_buffer_size=_BATCHES_AHEAD)
+        return rows.batch(self._local_rows, drop_remainder=True, batch_fn=_stack)
 
 
 class Batches(Iterator[StepData]):
     """Steps in their order; close it, or leave its `with` block, to end its workers."""
 
-    def __init__(self, plan: RunPlan, rows: ThreadPrefetchDatasetIterator, start: int):
+    def __init__(self, plan: RunPlan, steps: ThreadPrefetchDatasetIterator, start: int):
         self._plan = plan
-        self._rows = rows
+        self._steps: ThreadPrefetchDatasetIterator | None = steps
         self._step = start
 
     def __next__(self) -> StepData:
-        if self._step >= self._plan.total_steps:
+        if self._steps is None or self._step >= self._plan.total_steps:
             self.close()
             raise StopIteration
-        rows = next(self._rows)
+        rows = next(self._steps)
         self._step += 1
         return StepData(
             batch=rows.arrays,
@@ -141,7 +139,10 @@ class Batches(Iterator[StepData]):
 
     def close(self) -> None:
         """Ends the workers, if they have not ended yet."""
-        self._rows.close()
+        if self._steps is not None:
+            self._steps.close()
+        # Kept until the interpreter ends, it would be closed when half of Grain is gone.
+        self._steps = None
 
 
 @dataclasses.dataclass(frozen=True)
