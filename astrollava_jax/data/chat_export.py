@@ -14,7 +14,8 @@ _JINJA = """\
 {{%- set images = 0 -%}}
 {{%- if content is not string -%}}
 {{%- set images = content | selectattr('type', 'equalto', 'image') | list | length -%}}
-{{%- set content = content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join -%}}
+{{%- set content = content | selectattr('type', 'equalto', 'text') | list -%}}
+{{%- set content = content | map(attribute='text') | join -%}}
 {{%- endif -%}}
 {{%- if message['role'] == 'user' -%}}
 {{{{- ({opening}) if loop.first else ({human}) -}}}}

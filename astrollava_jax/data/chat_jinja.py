@@ -1,14 +1,13 @@
 """The model's own chat template: Jinja text from its folder, rendered as transformers does.
 
-Which characters are learned is read off the renderings of the first 1, 2, ... n turns, each of which
-must begin the next one.
+Which characters are learned is read off the renderings of the first 1, 2, ... n turns, each of
+which must begin the next one.
 """
 
 import datetime
 import functools
 import itertools
 import json
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 

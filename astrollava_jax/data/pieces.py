@@ -54,17 +54,17 @@ def assemble(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Rendered:
         if is_text:
             ids, mask = _tokenize(group, tokenizer, first)
         else:
-            ids = [piece.content for piece in group]
+            ids = [int(piece.content) for piece in group]
             mask = [piece.learned for piece in group]
             first = ids[-1] == tokenizer.image_id
         tokens += ids
         learned += mask
-    if tokenizer.adds_bos and tokens[:1] != [tokenizer.bos_id]:
-        tokens, learned = [tokenizer.bos_id, *tokens], [False, *learned]
+    bos = tokenizer.bos_id if tokenizer.adds_bos else None
+    if bos is not None and tokens[:1] != [bos]:
+        tokens, learned = [bos, *tokens], [False, *learned]
     # Nothing stands before the first token that could foretell it.
-    return Rendered(
-        np.array(tokens, np.int32), np.array([False, *learned[1:]][: len(tokens)], bool)
-    )
+    learned[:1] = [False] * len(learned[:1])
+    return Rendered(np.array(tokens, np.int32), np.array(learned, bool))
 
 
 def _tokenize(

@@ -1,4 +1,4 @@
-"""Writes a SentencePiece model as a `tokenizer.json` that gives the same ids.
+r"""Writes a SentencePiece model as a `tokenizer.json` that gives the same ids.
 
 Two kinds of Llama tokenizers share one `tokenizer.model` and differ in one flag of
 `tokenizer_config.json`. `legacy: true` (the default where the flag is absent) begins every stretch
@@ -6,8 +6,8 @@ of text between special tokens with a space; `legacy: false`, as Vicuna 1.5 has 
 prompt with one. LLaVA tokenises what follows an image as a prompt of its own, so that here every
 stretch after `<image>` begins with a space too.
 
-    legacy      <s>▁USER : ▁<image>▁\\n ... . </s>▁USER
-    non-legacy  <s>▁USER : ▁<image>▁\\n ... . </s>USER
+    legacy      <s>▁USER : ▁<image>▁\n ... . </s>▁USER
+    non-legacy  <s>▁USER : ▁<image>▁\n ... . </s>USER
 """
 
 import json

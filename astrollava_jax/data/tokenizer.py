@@ -196,7 +196,7 @@ def _as_text(data: dict[str, Any], first: bool) -> dict[str, Any]:
     """A `tokenizer.json` for one stretch of text: the first of a prompt, or a later one.
 
     Two forms give a space to the first stretch only: the one that `sentencepiece_json` writes, and
-    transformers' `Metaspace` with the scheme `first`. In all others every stretch is like the first.
+    transformers' `Metaspace` with the scheme `first`. In all others every stretch is like it.
     """
     changing = {"normalizer", "pre_tokenizer"}
     data = data | {key: copy.deepcopy(data[key]) for key in changing & data.keys()}
