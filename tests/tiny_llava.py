@@ -120,7 +120,7 @@ def by_address(tensors: dict[str, torch.Tensor], tie: bool = False) -> dict[str,
 
 
 def assert_close(ours, theirs, what: str, tolerance: float = 1e-4) -> None:
-    """max |a - b| <= tolerance x max |b|."""
+    """Asserts max |a - b| <= tolerance x max |b|."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     assert ours.shape == theirs.shape, what
     difference, scale = np.abs(ours - theirs).max(), np.abs(theirs).max()

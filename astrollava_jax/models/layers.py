@@ -61,8 +61,12 @@ class Embedding(nnx.Module):
         )
 
     def __call__(self, ids: Int[Array, "..."], dtype: Any) -> Float[Array, "... D"]:
-        """The vectors of some ids."""
-        return jnp.take(self.embedding.get_value(), ids, axis=0).astype(dtype)
+        """The vectors of some ids; an id outside the table gives the last one.
+
+        The image token and a pad may lie outside: an image's features take the place of the first,
+        and nothing looks at the second. The default of `take` would put NaN there.
+        """
+        return jnp.take(self.embedding.get_value(), ids, axis=0, mode="clip").astype(dtype)
 
 
 class RmsNorm(nnx.Module):

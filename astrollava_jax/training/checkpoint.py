@@ -5,14 +5,14 @@ weights are not in it: the run names the files that give them.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from astrollava_jax import files
-from astrollava_jax.params import Params
 from astrollava_jax.training.optimizer import AdamState
 from astrollava_jax.training.state import Progress, TrainState
 
@@ -84,18 +84,23 @@ def steps(folder: str) -> list[int]:
     return sorted(int(name) for name in files.names(folder, r"\d+"))
 
 
-def read_trainable(folder: str, step: int, shapes: Mapping[str, Any]) -> Params:
-    """The trained weights of a step, on the first device.
+class Trained(Mapping[str, np.ndarray]):
+    """The trained weights of a finished step by address; each is read when it is asked for."""
 
-    Args:
-        folder: the run's `checkpoints`.
-        step: a finished step.
-        shapes: shape of each trained address.
-    """
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = {
-        address: jax.ShapeDtypeStruct(shape, "float32", sharding=device)
-        for address, shape in shapes.items()
-    }
-    path = files.join(files.absolute(folder), str(step))
-    return ocp.load_checkpointables(path, {"trainable": abstract})["trainable"]
+    def __init__(self, folder: str, step: int):
+        self.path = files.join(files.absolute(folder), str(step))
+        metadata: Any = ocp.checkpointables_metadata(self.path).metadata
+        self.shapes: dict[str, tuple[int, ...]] = {
+            address: tuple(array.shape) for address, array in metadata["trainable"].items()
+        }
+
+    def __getitem__(self, address: str) -> np.ndarray:
+        wanted: dict[str, Any] = dict.fromkeys(self.shapes, ocp.PLACEHOLDER)
+        wanted[address] = np.empty(self.shapes[address], np.float32)
+        return ocp.load_checkpointables(self.path, {"trainable": wanted})["trainable"][address]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)

@@ -67,7 +67,7 @@ def test_tower_and_projector(pair, sample):
 
 
 def test_decoder_layer(pair):
-    theirs, config, graphdef, params = pair
+    theirs, _, graphdef, params = pair
     x = np.random.default_rng(1).normal(size=(2, 9, 48)).astype(np.float32)
     decoder = theirs.model.language_model
     positions = torch.arange(9)[None].expand(2, -1)

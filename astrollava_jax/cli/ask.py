@@ -1,0 +1,32 @@
+"""`astrollava ask MODEL "question" --image FILE`."""
+
+import argparse
+
+
+def main(argv: list[str]) -> None:
+    """Prints one answer."""
+    parser = argparse.ArgumentParser(
+        prog="astrollava ask",
+        description="One answer on stdout about some pictures, by a model in any layout.",
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", help="an HF or LLaVA directory, a run, or one of its checkpoints"
+    )
+    parser.add_argument("question")
+    parser.add_argument(
+        "--image", action="append", default=[], metavar="FILE", help="a picture; may be repeated"
+    )
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
+    arguments = parser.parse_args(argv)
+
+    from astrollava_jax.run.model import ask
+
+    answer = ask(
+        arguments.model,
+        arguments.question,
+        arguments.image,
+        dtype=arguments.dtype,
+        max_new_tokens=arguments.max_new_tokens,
+    )
+    print(answer)

@@ -1,0 +1,47 @@
+"""`astrollava convert SRC DST --layout hf|llava|orbax`."""
+
+import argparse
+
+HELP = """\
+Turn a model from one layout into another. SRC is a HF LLaVA directory, an original LLaVA directory,
+a run directory, one of its checkpoints, or what `--layout orbax` wrote. Nothing changes its dtype
+unless --dtype says so. DST must not exist.
+
+  astrollava convert SRC DST --layout hf
+  astrollava convert --vision CLIP --llm VICUNA DST --layout hf      two towers, a fresh projector
+  astrollava convert SRC --vision CLIP DST --layout hf               SRC lacks its tower
+"""
+
+
+def main(argv: list[str]) -> None:
+    """Converts."""
+    parser = argparse.ArgumentParser(
+        prog="astrollava convert",
+        description=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="astrollava convert [SRC] DST --layout {hf,llava,orbax} [options]",
+    )
+    parser.add_argument("paths", nargs="+", metavar="[SRC] DST", help="from where, to where")
+    parser.add_argument("--layout", choices=("hf", "llava", "orbax"), required=True)
+    parser.add_argument("--vision", metavar="DIR", help="a vision tower's directory")
+    parser.add_argument("--llm", metavar="DIR", help="a language model's directory")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"))
+    parser.add_argument("--base", metavar="DIR", help="where a run's original model stands now")
+    parser.add_argument("--seed", type=int, default=0, help="of a fresh projector")
+    arguments = parser.parse_args(argv)
+    joined = arguments.llm is not None
+    if len(arguments.paths) != (1 if joined else 2):
+        parser.error("expected DST alone with --llm, and SRC DST without")
+
+    from astrollava_jax.run.convert import convert
+
+    convert(
+        None if joined else arguments.paths[0],
+        arguments.paths[-1],
+        arguments.layout,
+        vision=arguments.vision,
+        llm=arguments.llm,
+        base=arguments.base,
+        dtype=arguments.dtype,
+        seed=arguments.seed,
+    )

@@ -1,0 +1,86 @@
+"""`astrollava`: the table of commands, and what an exit code means.
+
+Nothing heavy is imported before the command is known, so that `--help` answers at once.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from typing import Any
+
+COMMANDS = {
+    "quickstart": "the whole job on a simulated sky, on this machine, in minutes",
+    "train": "train one stage, or go on with it, from a YAML file",
+    "convert": "turn a model from one layout into another",
+    "ask": "one answer about some pictures",
+}
+
+COMPLETE, FAILED, MISTAKE, RESUMABLE = 0, 1, 2, 75
+
+EPILOG = """\
+commands:
+{commands}
+
+`astrollava COMMAND --help` says more. Exit codes: 0 complete; 2 a mistake in what was asked, told
+in one screen; 75 stopped, start the same command again to go on; 1 anything else.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="astrollava",
+        description="LLaVA in JAX: train it in two stages, resume it, give it back to PyTorch.",
+        epilog=EPILOG.format(
+            commands="\n".join(f"  {name:<12}{what}" for name, what in COMMANDS.items())
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="astrollava COMMAND ...",
+    )
+    parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS, metavar="COMMAND")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    if not argv:
+        parser.print_help()
+        return MISTAKE
+    # Only the first word belongs to this parser: `COMMAND --help` is the command's own.
+    arguments = parser.parse_args(argv[:1])
+    module = importlib.import_module(f"astrollava_jax.cli.{arguments.command}")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's notes about the processor
+    return _run(module, argv[1:])
+
+
+def _run(module: Any, argv: list[str]) -> int:
+    try:
+        module.main(argv)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return RESUMABLE
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        if not _is_mistake(error):
+            raise
+        print(f"astrollava: {_told(error)}", file=sys.stderr)
+        return MISTAKE
+    return COMPLETE
+
+
+def _is_mistake(error: Exception) -> bool:
+    """Whether our own code raised it, to tell the user; a library's error is a defect of ours."""
+    last = traceback.extract_tb(error.__traceback__)[-1].filename
+    return os.path.abspath(last).startswith(os.path.dirname(os.path.dirname(__file__)) + os.sep)
+
+
+def _told(error: Exception) -> str:
+    """The message, in one screen."""
+    if isinstance(error, FileNotFoundError) and error.filename:
+        return f"{error.filename}: no such file or directory"
+    lines = str(error).splitlines() or [type(error).__name__]
+    if len(lines) > 40:
+        lines = [*lines[:40], f"... and {len(lines) - 40} more lines"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""RunConfig: everything that one run is, in the words of its YAML file."""
+
+import dataclasses
+from typing import Any, Literal
+
+from astrollava_jax import files
+from astrollava_jax.config import ConfigError, config, differences, plain
+from astrollava_jax.data.mixture import DataConfig, TemplateName
+from astrollava_jax.data.pack import BatchConfig
+from astrollava_jax.models.layers import Remat
+from astrollava_jax.sharding import MeshConfig
+from astrollava_jax.training.optimizer import OptimizerConfig
+from astrollava_jax.training.step import Loss
+
+
+@config
+class InitConfig:
+    """Where the weights come from: one model, or two towers with a fresh projector."""
+
+    model: str | None = None
+    """A model in any layout, a run directory too."""
+    vision: str | None = None
+    """A vision tower's directory; it also completes a `model` that lacks its tower."""
+    llm: str | None = None
+    """A language model's directory."""
+    fresh: tuple[str, ...] = ()
+    """Patterns of parameters that are made anew, from the seed."""
+
+    def __post_init__(self):
+        if (self.model is None) == (self.llm is None):
+            raise ValueError("state either model, or llm with vision")
+        if self.llm is not None and self.vision is None:
+            raise ValueError("llm needs vision beside it: the tower that looks")
+
+
+@config
+class Precision:
+    """In which numbers a run computes and keeps its weights."""
+
+    compute: Literal["bfloat16", "float32"] = "bfloat16"
+    """float32 also means the highest matmul precision."""
+    trainable: Literal["float32"] = "float32"
+    """Master weights and moments."""
+    frozen: Literal["bfloat16", "float32"] = "bfloat16"
+    """The working copy of what does not train; exports take it from the base's files instead."""
+
+
+@config
+class CheckpointConfig:
+    """When checkpoints are written, besides after the last step, and how many stay."""
+
+    every_seconds: float | None = 300.0
+    every_steps: int | None = None
+    keep: int = 3
+    """The newest ones."""
+
+    def __post_init__(self):
+        if self.keep < 1:
+            raise ValueError("keep must be at least 1: a run without checkpoints cannot resume")
+
+
+@config
+class EvaluateConfig:
+    """The held-out loss, while training."""
+
+    records: str
+    """Folder of the record set."""
+    every_steps: int
+    template: TemplateName | None = None
+    """Unset = that of the first set in `data`."""
+    image: Literal["pad", "crop"] | None = None
+    """Unset = that of the first set in `data`."""
+
+
+@config
+class LogConfig:
+    """How often the step line is printed; `log.jsonl` has every step."""
+
+    every_steps: int = 10
+    tensorboard: bool = True
+
+
+@config
+class BadRecords:
+    """How much of the data may be unusable."""
+
+    max_fraction: float = 0.01
+    """Of all samples of the run: when more cannot be read, it stops."""
+    unlearned: int = 0
+    """Samples that may hold nothing to learn."""
+
+
+@config
+class RunConfig:
+    """One stage of training. A stage differs from another only in its file."""
+
+    out: str
+    """The run directory."""
+    seed: int = 0
+    epochs: int | None = None
+    """Passes over the mixture; exactly one of `epochs` and `steps`."""
+    steps: int | None = None
+    init: InitConfig
+    data: tuple[DataConfig, ...]
+    batch: BatchConfig
+    loss: Loss = "tokens"
+    optimizer: OptimizerConfig
+    precision: Precision = Precision()
+    remat: Remat = "full"
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluate: EvaluateConfig | None = None
+    workers: int | Literal["auto"] = "auto"
+    """Processes that decode pictures; auto = one less than the cores, 16 at most."""
+    log: LogConfig = LogConfig()
+    bad_records: BadRecords = BadRecords()
+
+    def __post_init__(self):
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(
+                f"state exactly one of epochs ({self.epochs}) and steps ({self.steps})"
+            )
+        if not self.data:
+            raise ValueError("data: at least one record set is needed")
+
+
+FREE = ("out", "mesh", "batch.rows_per_device", "workers", "log", "checkpoint") + (
+    "init.model",
+    "init.vision",
+    "init.llm",
+)
+"""Keys that may change between two starts of the same run."""
+
+
+def changed(before: RunConfig, now: RunConfig) -> list[str]:
+    """What differs between two configs, in keys that make a run what it is."""
+    return [
+        line
+        for line in differences(plain(before), plain(now))
+        if not any(f"{line.split(':')[0]}.".startswith(f"{key}.") for key in FREE)
+    ]
+
+
+def replace_steps(tree: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Lets `--steps` and `--epochs` on the command line replace either in the file."""
+    given = {"steps", "epochs"} & set(overrides)
+    if len(given) == 2:
+        raise ConfigError("--steps and --epochs: give one of them")
+    for key in {"steps": ("epochs",), "epochs": ("steps",)}.get("".join(given), ()):
+        tree.pop(key, None)
+
+
+def with_absolute_paths(run: RunConfig) -> RunConfig:
+    """The config with paths that read the same from any working directory."""
+
+    def absolute(path: str | None) -> str | None:
+        return None if path is None else files.absolute(path)
+
+    init = dataclasses.replace(
+        run.init,
+        model=absolute(run.init.model),
+        vision=absolute(run.init.vision),
+        llm=absolute(run.init.llm),
+    )
+    data = tuple(dataclasses.replace(d, records=files.absolute(d.records)) for d in run.data)
+    evaluate = run.evaluate and dataclasses.replace(
+        run.evaluate, records=files.absolute(run.evaluate.records)
+    )
+    return dataclasses.replace(
+        run, out=files.absolute(run.out), init=init, data=data, evaluate=evaluate
+    )

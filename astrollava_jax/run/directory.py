@@ -1,0 +1,205 @@
+"""A run directory: what a run needs to go on, and a model that anything can open.
+
+config.yaml      the resolved config
+base.json        where the weights came from, with a fingerprint per frozen parameter
+inherited/       frozen parameters that no original directory gives: made fresh, or by a run before
+files/           config, tokenizer, processor and chat template of the base, byte for byte
+checkpoints/     what trained
+"""
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from astrollava_jax import files
+from astrollava_jax.config import load
+from astrollava_jax.run.config import InitConfig, RunConfig
+from astrollava_jax.training.checkpoint import Trained, steps
+from astrollava_jax.weights.directory import Overlay, Source, join, open_model
+from astrollava_jax.weights.safetensors import read_arrays, write_arrays
+
+BASE, CONFIG, CHECKPOINTS = "base.json", "config.yaml", "checkpoints"
+INHERITED, SIDECARS = "inherited", "files"
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A model that was found, whatever its layout."""
+
+    source: Source
+    """What every parameter is now."""
+    base: Source
+    """The original directories, without anything that a run changed."""
+    init: InitConfig
+    """How to open the base again."""
+    changed: Mapping[str, np.ndarray]
+    """Parameters whose values are not the base's."""
+    template: str
+    """How the model is spoken to."""
+    image_mode: str
+    """How a picture is made square."""
+
+
+def run_folder(path: str) -> tuple[str, int | None] | None:
+    """The run directory that `path` is, or a checkpoint of which it is; None for anything else."""
+    path = files.absolute(path)
+    if files.exists(files.join(path, BASE)):
+        return path, None
+    parent, name = path.rsplit("/", 1)
+    run = parent.rsplit("/", 1)[0]
+    if name.isdigit() and files.exists(files.join(run, BASE)):
+        return run, int(name)
+    return None
+
+
+def open_any(
+    path: str, *, vision: str | None = None, base: str | None = None, step: int | None = None
+) -> Opened:
+    """Opens a model in any layout; a run directory gives its newest checkpoint.
+
+    Args:
+        path: the model.
+        vision: a tower for an original directory that lacks its own.
+        base: where a run's base stands now, if it moved.
+        step: of a run directory; unset = the newest.
+
+    Raises:
+        FileNotFoundError: if there is nothing, or a run has no checkpoint yet.
+        ValueError: if the layout is not known, or the base is not the one that was trained on.
+    """
+    found = run_folder(path)
+    if found is None:
+        source = open_model(path, vision=vision)
+        init = InitConfig(model=files.absolute(path), vision=vision and files.absolute(vision))
+        return Opened(source, source, init, {}, source.template, source.image_mode)
+    folder, named = found
+    return _open_run(folder, named if step is None else step, base)
+
+
+def open_init(init: InitConfig, base: str | None = None) -> Opened:
+    """Opens what a run starts from."""
+    if init.llm is None or init.vision is None:
+        assert init.model is not None
+        return open_any(init.model, vision=init.vision, base=base)
+    source = join(init.vision, init.llm)
+    where = InitConfig(vision=files.absolute(init.vision), llm=files.absolute(init.llm))
+    return Opened(source, source, where, {}, source.template, source.image_mode)
+
+
+def begin(
+    folder: str, run_yaml: str, opened: Opened, trainable: list[str], frozen: list[str],
+    inherited: Mapping[str, np.ndarray], template: str, image_mode: str,
+) -> None:  # fmt: skip
+    """Writes everything of a run directory that stands before its first step.
+
+    `base.json` is written last: a directory that has it is whole.
+    """
+    if inherited:
+        write_arrays(files.join(folder, INHERITED), inherited)
+    for name, content in opened.base.sidecars.items():
+        files.write_bytes(files.join(folder, SIDECARS, name), content)
+    files.write_text(files.join(folder, CONFIG), run_yaml)
+    original = [address for address in frozen if address not in inherited]
+    facts = {
+        "format": FORMAT,
+        "init": dataclasses.asdict(opened.init) | {"fresh": []},
+        "template": template,
+        "image": image_mode,
+        "trained": trainable,
+        "inherited": sorted(inherited),
+        "frozen": {
+            address: {
+                "folder": opened.base.folder_of(address),
+                "fingerprint": opened.base.fingerprint(address),
+            }
+            for address in original
+        },
+    }
+    files.write_json(files.join(folder, BASE), facts)
+
+
+def check_base(folder: str, opened: Opened) -> None:
+    """Compares the base's frozen parameters with those that the run began with.
+
+    Raises:
+        ValueError: if some differ; names them and their files.
+    """
+    facts = _facts(folder)
+    differing = [
+        f"{address}: expected {fact['fingerprint']} of {fact['folder']}, found another in "
+        f"{opened.base.folder_of(address)}"
+        for address, fact in facts["frozen"].items()
+        if opened.base.fingerprint(address) != fact["fingerprint"]
+    ]
+    if differing:
+        raise ValueError(
+            f"{folder} was trained on another base; name the right one with --base DIR:\n  "
+            + "\n  ".join(differing)
+        )
+
+
+def _open_run(folder: str, step: int | None, moved: str | None) -> Opened:
+    facts = _facts(folder)
+    finished = steps(files.join(folder, CHECKPOINTS))
+    if not finished or (step is not None and step not in finished):
+        raise FileNotFoundError(
+            f"{folder}: no checkpoint {'' if step is None else step}; finished are {finished}"
+        )
+    init = InitConfig(**facts["init"])
+    if moved is not None:
+        init = dataclasses.replace(init, model=moved)
+    if run_folder(init.model or ""):
+        raise ValueError(f"--base {moved}: name the original directory, not a run")
+    base = open_init(init)
+    trained = Trained(files.join(folder, CHECKPOINTS), finished[-1] if step is None else step)
+    inherited = read_arrays(files.join(folder, INHERITED)) if facts["inherited"] else {}
+    changed = Merged(trained, inherited)
+    opened = dataclasses.replace(
+        base,
+        source=Overlay(base.base, changed, folder),
+        changed=changed,
+        template=facts["template"],
+        image_mode=facts["image"],
+    )
+    if moved is not None:
+        check_base(folder, opened)
+    return opened
+
+
+class Merged(Mapping[str, np.ndarray]):
+    """Arrays of several places as one mapping; nothing is read before it is asked for."""
+
+    def __init__(self, *parts: Mapping[str, np.ndarray]):
+        self._parts = collections.ChainMap(*map(_mutable, parts))
+
+    def __getitem__(self, address: str) -> np.ndarray:
+        return self._parts[address]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+
+def resolved(folder: str) -> RunConfig:
+    """The config with which a run directory began."""
+    return load(RunConfig, files.join(folder, CONFIG))
+
+
+def _mutable(mapping: Mapping[str, np.ndarray]) -> Any:
+    return mapping
+
+
+def _facts(folder: str) -> dict[str, Any]:
+    facts = files.read_json(files.join(folder, BASE))
+    if facts.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder}/{BASE}: expected format {FORMAT}, found {facts.get('format')}: it was "
+            "written by another version"
+        )
+    return facts

@@ -1,0 +1,153 @@
+"""A run's data: sets, tokenizer and plan, joined; and its batches, brought to the devices."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+
+from astrollava_jax import files
+from astrollava_jax.batch import Batch, ImageFacts, empty_rows
+from astrollava_jax.data.lengths import Lengths, measure
+from astrollava_jax.data.mixture import DataConfig, Mixture
+from astrollava_jax.data.pack import BatchConfig, RunPlan
+from astrollava_jax.data.pipeline import Pipeline, StepData
+from astrollava_jax.data.samples import Part, Reader
+from astrollava_jax.data.sources import TFRecordSource
+from astrollava_jax.data.tokenizer import Tokenizer
+from astrollava_jax.run.config import RunConfig
+from astrollava_jax.run.stage import Stage
+from astrollava_jax.training.loop import Delivery
+
+MOST_WORKERS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What a run trains on, planned."""
+
+    reader: Reader
+    mixture: Mixture
+    lengths: Lengths
+    plan: RunPlan
+    workers: int
+
+    @property
+    def samples(self) -> int:
+        """Samples of the whole run."""
+        return sum(self.plan.samples(step) for step in range(self.plan.total_steps))
+
+
+def number_of_workers(run: RunConfig) -> int:
+    """The processes that decode pictures."""
+    if run.workers != "auto":
+        return run.workers
+    return min(MOST_WORKERS, max(0, (os.cpu_count() or 1) - 1))
+
+
+def training_data(run: RunConfig, tokenizer: Tokenizer, facts: ImageFacts, multiple: int) -> Data:
+    """The run's mixture, measured and planned.
+
+    Raises:
+        ValueError: if a set, a sample or the batch cannot be used as the run says.
+    """
+    reader = make_reader(run.data, tokenizer, facts, run.batch.length)
+    workers = number_of_workers(run)
+    lengths = measure(
+        reader,
+        files.join(run.out, "plan"),
+        workers=workers,
+        allow_unlearned=run.bad_records.unlearned,
+        show=True,
+    )
+    mixture = Mixture(
+        [part.source for part in reader.parts], [data.weight for data in run.data], run.seed
+    )
+    plan = RunPlan(
+        mixture, lengths, run.batch, epochs=run.epochs, steps=run.steps, multiple=multiple
+    )
+    return Data(reader, mixture, lengths, plan, workers)
+
+
+def stretched_fill(run: RunConfig, data: Data, factor: int) -> float:
+    """How full rows of `factor` times the length would be."""
+    batch = dataclasses.replace(run.batch, length=factor * run.batch.length)
+    lengths = data.lengths.stretched(batch.length)
+    return RunPlan(data.mixture, lengths, batch, epochs=run.epochs, steps=run.steps).fill
+
+
+def held_out_data(
+    run: RunConfig, tokenizer: Tokenizer, facts: ImageFacts, rows: int
+) -> Data | None:
+    """The held-out records in their own order, one pass, as many rows per step as in training."""
+    if run.evaluate is None:
+        return None
+    first = run.data[0]
+    config = DataConfig(
+        records=run.evaluate.records,
+        template=run.evaluate.template or first.template,
+        image=run.evaluate.image or first.image,
+    )
+    reader = make_reader([config], tokenizer, facts, run.batch.length)
+    lengths = measure(
+        reader, files.join(run.out, "plan"), allow_unlearned=run.bad_records.unlearned
+    )
+    batch = BatchConfig(
+        rows=rows,
+        length=run.batch.length,
+        packing=run.batch.packing,
+        max_images=run.batch.max_images,
+    )
+    mixture = Mixture([reader.parts[0].source], [1.0], shuffle=False)
+    plan = RunPlan(mixture, lengths, batch, epochs=1, multiple=rows)
+    return Data(reader, mixture, lengths, plan, workers=0)
+
+
+def make_reader(
+    sets: Sequence[DataConfig], tokenizer: Tokenizer, facts: ImageFacts, length: int
+) -> Reader:
+    """Reads the records of some sets as samples."""
+    parts = [Part(TFRecordSource(s.records), s.template, s.image) for s in sets]
+    return Reader(parts, tokenizer, facts, length)
+
+
+def deliveries(data: Data, stage: Stage, start: int) -> Iterator[Delivery]:
+    """The batches from step `start` on, on the devices."""
+    pipeline = Pipeline(
+        data.plan,
+        data.reader,
+        workers=data.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    with pipeline.batches(start) as batches:
+        for step, found in enumerate(batches, start):
+            yield _deliver(found, data.plan.samples(step), stage)
+
+
+def evaluation_batches(data: Data, stage: Stage) -> Iterator[Batch]:
+    """All held-out rows, on the devices, without the micro-batch axis."""
+    whole = dataclasses.replace(stage, micro_batches=1)
+    pipeline = Pipeline(data.plan, data.reader, workers=data.workers)
+    with pipeline.batches() as batches:
+        for found in batches:
+            yield whole.to_devices(found.batch).map(lambda field: field[0])
+
+
+def blank_batch(data: Data, facts: ImageFacts) -> Batch:
+    """A step in which nothing stands: compiles what real steps will use."""
+    shape = data.plan.shape
+    return empty_rows(data.plan.rows, shape.length, shape.learned, shape.images, facts)
+
+
+def _deliver(found: StepData, samples: int, stage: Stage) -> Delivery:
+    filled = found.batch.segment_ids > 0
+    return Delivery(
+        batch=stage.to_devices(found.batch),
+        samples=samples,
+        tokens=int(np.count_nonzero(filled)) * jax.process_count(),
+        attended=int((found.batch.positions[filled] + 1).sum()) * jax.process_count(),
+        filled=found.filled,
+        faults=[f"{fault.record or '?'} ({fault.where}): {fault.why}" for fault in found.faults],
+    )
