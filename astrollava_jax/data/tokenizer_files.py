@@ -50,7 +50,8 @@ def read(folder: files.Where) -> TokenizerFacts:
     config = _json(folder, "tokenizer_config.json")
     data, implied = _vocabulary(folder, config)
     declared = implied | _declared(folder, config)
-    literals = declared | _from_model_config(folder, data, declared)
+    found = declared | _from_model_config(folder, data, declared)
+    literals = {name: found[name] for name in NAMES if name in found}
     _check(folder, data, literals)
     data, literals = with_image_and_pad(data, literals)
     return TokenizerFacts(
