@@ -22,7 +22,8 @@ from astrollava_jax import files
 from astrollava_jax.data import chat
 from astrollava_jax.data import workers as worker_processes
 from astrollava_jax.data.example import Turn
-from astrollava_jax.data.samples import Fault, Part, Reader, Source
+from astrollava_jax.data.samples import Fault, Part, Reader
+from astrollava_jax.data.sources import TFRecordSource
 from astrollava_jax.data.tfrecord import CHECKSUMS
 
 PARALLEL_FROM = 4000
@@ -92,20 +93,16 @@ def measure(
     return lengths
 
 
-def fingerprint(source: Source) -> str:
-    """A hash that changes with a set's records: of their checksums, which the set states or not."""
+def fingerprint(source: TFRecordSource) -> str:
+    """A hash that changes with a set's records, of what can be known without reading them all."""
     digest = hashlib.sha256(f"{len(source)} records".encode())
-    folder = getattr(source, "folder", None)
-    if folder is None:
-        for number in range(len(source)):
-            digest.update(hashlib.sha256(source[number]).digest())
-    elif files.exists(checksums := files.join(folder, CHECKSUMS)):
+    checksums = files.join(source.folder, CHECKSUMS)
+    if files.exists(checksums):
         digest.update(files.read_bytes(checksums))
-    else:
-        for shard in getattr(source, "shards", ()):
-            path = files.join(folder, shard)
-            digest.update(f"{shard} {files.size_bytes(path)}".encode())
-            digest.update(files.RangeReader(path).read(0, _PROBED_BYTES))
+    for shard in source.shards:
+        path = files.join(source.folder, shard)
+        digest.update(f"{shard} {files.size_bytes(path)}".encode())
+        digest.update(files.RangeReader(path).read(0, _PROBED_BYTES))
     return digest.hexdigest()
 
 

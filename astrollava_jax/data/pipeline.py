@@ -8,7 +8,6 @@ shared.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Self
 
 import grain
 import numpy as np
@@ -131,7 +130,7 @@ class Batches(Iterator[StepData]):
             filled=self._plan.filled(self._step - 1),
         )
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Batches":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -130,5 +130,6 @@ def _check_planned(slot: Slot, words: Words) -> None:
     if planned != found:
         raise ValueError(
             "the plan expects {} tokens, {} images and {} learned tokens, ".format(*planned)
-            + "the record gives {}, {} and {}: it has changed since it was measured".format(*found)
+            + "the record gives {}, {} and {}: it is not as it was measured; ".format(*found)
+            + "remove the plan folder to measure again"
         )

@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 from jaxtyping import Bool, Int32, UInt8
@@ -18,30 +17,15 @@ from astrollava_jax.data.example import Example
 from astrollava_jax.data.image import Mode, prepare
 from astrollava_jax.data.mixture import TemplateName
 from astrollava_jax.data.pieces import Rendered
+from astrollava_jax.data.sources import TFRecordSource
 from astrollava_jax.data.tokenizer import Tokenizer
-
-
-class Source(Protocol):
-    """A set of records, each found by its number."""
-
-    def __len__(self) -> int:
-        """How many records there are."""
-        ...
-
-    def __getitem__(self, number: int, /) -> bytes:
-        """A serialised Example; raises ValueError where it is damaged."""
-        ...
-
-    def where(self, number: int, /) -> str:
-        """Where a record stands, for a person."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
     """One set of a mixture, and how its records become samples."""
 
-    source: Source
+    source: TFRecordSource
     template: TemplateName
     image: Mode = "pad"
 
