@@ -16,7 +16,7 @@ FROZEN = "frozen"
 DECAYED = ("kernel", "embedding")
 """Decay acts on addresses that end in these words: not on norms and biases, as in transformers."""
 
-Rate = Callable[[Int[Array, ""]], Float[Array, ""]]
+Rate = Callable[[Int[Array, "..."]], Float[Array, "..."]]
 
 
 @config
@@ -173,7 +173,7 @@ def _warmed_up(peak: float, total: int, fraction: float, shape: Callable[[Any], 
     """A rate that rises for `ceil(fraction x total)` updates and then follows `shape`."""
     warmup = math.ceil(fraction * total)
 
-    def rate(count: Int[Array, ""]) -> Float[Array, ""]:
+    def rate(count: Int[Array, "..."]) -> Float[Array, "..."]:
         count = jnp.asarray(count, jnp.float32)
         rising = count / max(1, warmup)
         falling = shape(jnp.clip((count - warmup) / max(1, total - warmup), 0.0, 1.0))
