@@ -1,0 +1,264 @@
+"""Which layout a model's directory has, told by its files, and the model in it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Shaped
+
+from astrollava_jax import files
+from astrollava_jax.data.chat import TEMPLATES
+from astrollava_jax.data.chat_export import jinja_text
+from astrollava_jax.data.tokenizer import Tokenizer
+from astrollava_jax.models.llava import LlavaConfig
+from astrollava_jax.models.projector import MlpConfig
+from astrollava_jax.models.vision import ClipConfig
+from astrollava_jax.weights import foreign_config, llava, sidecars, vocabulary
+from astrollava_jax.weights.binding import Bound, bind
+from astrollava_jax.weights.layout import Index
+from astrollava_jax.weights.llava import CLIP, HF, LLAMA, ORBAX, ORIGINAL, Layout
+from astrollava_jax.weights.orbax import FACTS, OrbaxSource
+from astrollava_jax.weights.source import Source
+from astrollava_jax.weights.tensors import Tensors, open_tensors
+
+Tree = Mapping[str, Any]
+
+
+def _is_original(tree: Tree) -> bool:
+    kind = str(tree.get("model_type"))
+    return kind.startswith("llava") and ("mm_vision_tower" in tree or "mm_hidden_size" in tree)
+
+
+_TESTS: tuple[tuple[Layout, str, Callable[[Tree], bool]], ...] = (
+    (ORIGINAL, "model_type llava or llava_llama, with mm_* keys", _is_original),
+    (HF, "model_type llava, with text_config", lambda tree: tree.get("model_type") == "llava"),
+    (LLAMA, "model_type llama", lambda tree: tree.get("model_type") == "llama"),
+    (
+        CLIP,
+        "model_type clip or clip_vision_model",
+        lambda tree: tree.get("model_type") in ("clip", "clip_vision_model"),
+    ),
+)
+"""What a layout's config.json looks like; the first that fits holds."""
+
+
+class FilesSource(Source):
+    """A model in foreign files, of one directory or of several."""
+
+    def __init__(self, bound: Mapping[str, Bound | vocabulary.Grown], **fields: Any):
+        super().__init__(**fields)
+        self._bound = bound
+
+    def read(self, address: str, index: Index | None = None) -> Shaped[np.ndarray, "..."]:
+        """A parameter, or a part of it; what is not needed stays in the files."""
+        return self._bound[address].read(index)
+
+    def dtype(self, address: str) -> np.dtype:
+        """The dtype in the files."""
+        return self._bound[address].dtype
+
+    def fingerprint(self, address: str) -> str:
+        """A digest of the bytes in the files."""
+        return self._bound[address].fingerprint()
+
+    def folder_of(self, address: str) -> str:
+        """The directory whose files give a parameter."""
+        return self._bound[address].folder
+
+
+def recognise(folder: files.Where) -> Layout:
+    """The layout of a model's directory.
+
+    Raises:
+        FileNotFoundError: if there is no such directory.
+        ValueError: if its layout is unknown; says what was looked for and what was found.
+    """
+    if not files.is_folder(folder):
+        raise FileNotFoundError(f"{folder}: expected the directory of a model, found none")
+    if files.exists(files.join(folder, FACTS)):
+        return ORBAX
+    found = ", ".join(files.names(folder)[:20]) or "nothing"
+    if files.exists(files.join(folder, "config.json")):
+        tree = _config(folder)
+        for layout, _, fits in _TESTS:
+            if fits(tree):
+                return layout
+        found = f"model_type {tree.get('model_type')!r} in config.json"
+    looked = "\n  ".join(f"{layout.name}: config.json with {says}" for layout, says, _ in _TESTS)
+    raise ValueError(
+        f"{folder}: unknown layout. Looked for\n  {looked}\n  orbax: {FACTS}\nfound {found}"
+    )
+
+
+def open_model(folder: files.Where, *, vision: files.Where | None = None) -> Source:
+    """A whole model, in whichever layout.
+
+    Args:
+        folder: its directory.
+        vision: the directory of its CLIP tower, for an original directory that only names it.
+
+    Raises:
+        FileNotFoundError: if files are missing.
+        ValueError: if the layout is unknown, or tensors and config do not fit; all faults at once.
+    """
+    layout = recognise(folder)
+    if vision is not None and layout is not ORIGINAL:
+        raise ValueError(
+            f"{folder}: has the layout {layout.name}; a tower is added only to the layout llava, "
+            "or to a decoder (--vision DIR --llm DIR)"
+        )
+    if layout is ORBAX:
+        return OrbaxSource(folder)
+    if layout is HF:
+        return _open_hf(str(folder))
+    if layout is ORIGINAL:
+        return _open_original(str(folder), None if vision is None else str(vision))
+    raise ValueError(
+        f"{folder}: holds a bare {layout.name}, no LLaVA: join a tower and a decoder with "
+        "--vision DIR --llm DIR"
+    )
+
+
+def join(vision: files.Where, llm: files.Where) -> Source:
+    """A tower and a decoder with a fresh projector between them, as LLaVA 1.5 begins.
+
+    Raises:
+        ValueError: if the directories are no CLIP and no Llama, or have faults; as `open_model`.
+    """
+    for folder, wanted in ((vision, CLIP), (llm, LLAMA)):
+        if recognise(folder) is not wanted:
+            raise ValueError(
+                f"{folder}: expected the layout {wanted.name}, found {recognise(folder).name}"
+            )
+    vision, llm = str(vision), str(llm)
+    config = LlavaConfig(
+        vision=_tower(vision),
+        projector=MlpConfig(depth=2),
+        llm=_told(llm, foreign_config.read_llama, _config(llm)),
+    )
+    bound = _bind(CLIP, config, open_tensors(vision)) | _bind(LLAMA, config, open_tensors(llm))
+    missing = tuple(address for address in llava.shapes(config) if address not in bound)
+    return _describe(llm, config, bound, layout=None, image_mode="pad", missing=missing)
+
+
+def _open_hf(folder: str) -> Source:
+    tree, processor = _config(folder), _processor(folder)
+    config = _told(folder, foreign_config.read_hf, tree, processor)
+    bound = _bind(HF, config, open_tensors(folder))
+    mode = foreign_config.read_pixels(processor).mode
+    source = _describe(folder, config, bound, layout=HF.name, image_mode=mode)
+    image = tree.get("image_token_index", 32000)
+    if source.tokenizer_folder is None:
+        source.words = min(image, source.words)
+        return source
+    if image != source.tokenizer.image_id:
+        raise ValueError(
+            f"{folder}: the tokenizer does not fit the model: <image> is "
+            f"{source.tokenizer.image_id} there, and image_token_index is {image} in config.json"
+        )
+    source.words = vocabulary.own_words(source.tokenizer)
+    return source
+
+
+def _open_original(folder: str, vision: str | None) -> Source:
+    tree, tensors = _config(folder), open_tensors(folder)
+    embedded = any(name.startswith(ORIGINAL.vision[1]) for name in tensors.infos)
+    tower = _tower(vision) if vision else _told(folder, foreign_config.tower_of_original, tree)
+    if vision is None and (tower is None or not embedded):
+        lacks = (
+            "heads of its vision tower are not known" if embedded else "vision tower is not in it"
+        )
+        raise ValueError(
+            f"{folder}: the {lacks}: give --vision DIR with the directory of "
+            f"{tree.get('mm_vision_tower')}"
+        )
+    config = _told(folder, foreign_config.read_original, tree, tower)
+    parts = ORIGINAL.parts if embedded else ("projector", "llm")
+    bound = _bind(ORIGINAL, config, tensors, parts)
+    if vision and not embedded:
+        bound |= _bind(CLIP, config, open_tensors(vision))
+    mode = "pad" if tree.get("image_aspect_ratio") == "pad" else "crop"
+    return _describe(folder, config, bound, layout=ORIGINAL.name, image_mode=mode)
+
+
+def _describe(
+    folder: str,
+    config: LlavaConfig,
+    bound: dict[str, Bound],
+    *,
+    layout: str | None,
+    image_mode: Literal["pad", "crop"],
+    missing: tuple[str, ...] = (),
+) -> FilesSource:
+    """The source of bound parameters, with the words that the folder's tokenizer needs."""
+    rows, grown, notes, tokenizer = config.llm.vocab_size, config.llm.vocab_size, (), None
+    if any(files.exists(files.join(folder, f"tokenizer.{end}")) for end in ("json", "model")):
+        tokenizer = Tokenizer.from_folder(folder)
+        grown = vocabulary.rows_needed(tokenizer, rows, folder)
+    tables: dict[str, Bound | vocabulary.Grown] = dict(bound)
+    if tokenizer is not None and grown > rows:
+        notes = (vocabulary.note(tokenizer, rows, grown),)
+        layout = None if layout == HF.name else layout  # the original never has those rows
+        config = llava.with_vocabulary(config, grown)
+        for address, dim in vocabulary.TABLES.items():
+            if address in bound:
+                tables[address] = vocabulary.Grown(bound[address], dim, grown)
+    return FilesSource(
+        tables,
+        config=config,
+        layout=layout,
+        words=rows,
+        image_mode=image_mode,
+        template=_template(tokenizer),
+        sidecars={
+            name: files.read_bytes(files.join(folder, name))
+            for name in sidecars.NAMES
+            if files.exists(files.join(folder, name))
+        },
+        tokenizer_folder=None if tokenizer is None else folder,
+        missing=missing,
+        notes=notes,
+    )
+
+
+def _bind(
+    layout: Layout, config: LlavaConfig, tensors: Tensors, parts: tuple[str, ...] | None = None
+) -> dict[str, Bound]:
+    wanted = layout.foreign(config, tensors.infos.keys(), parts)
+    return bind(wanted, tensors, layout.to_ignore(config))
+
+
+def _template(tokenizer: Tokenizer | None) -> str:
+    """The row of templates that the chat template equals, else `model`; without one, LLaVA's."""
+    if tokenizer is None or tokenizer.chat_template is None:
+        return "vicuna_v1"
+    equal = (name for name in TEMPLATES if jinja_text(name) == tokenizer.chat_template)
+    return next(equal, "model")
+
+
+def _tower(folder: str) -> ClipConfig:
+    return _told(folder, foreign_config.read_clip, _config(folder), _processor(folder))
+
+
+def _config(folder: files.Where) -> Tree:
+    tree = files.read_json(files.join(folder, "config.json"))
+    if not isinstance(tree, dict):
+        raise ValueError(f"{folder}/config.json: expected a mapping, found {type(tree).__name__}")
+    return tree
+
+
+def _processor(folder: str) -> Tree:
+    """What the directory says of pictures: a file of its own, or a part of the processor's."""
+    own = files.join(folder, "preprocessor_config.json")
+    if files.exists(own):
+        return files.read_json(own)
+    whole = files.join(folder, "processor_config.json")
+    return files.read_json(whole).get("image_processor", {}) if files.exists(whole) else {}
+
+
+def _told(folder: str, read: Callable[..., Any], *trees: Any) -> Any:
+    """What a reader of configs makes of them; its errors name the folder."""
+    try:
+        return read(*trees)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None

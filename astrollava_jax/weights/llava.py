@@ -1,0 +1,160 @@
+"""The layouts that a model may come in: what stands before the names of each of its parts.
+
+The first spelling of a part is the one that is written; the others are only read.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from astrollava_jax.models.llava import LlavaConfig
+from astrollava_jax.models.projector import LinearConfig
+from astrollava_jax.params import split
+from astrollava_jax.weights import llama, projector, vision
+from astrollava_jax.weights.binding import Ignored
+from astrollava_jax.weights.layout import Foreign, Row, Shape, expand
+
+PARTS = ("vision", "projector", "llm")
+"""The first words of all addresses."""
+
+_BUFFERS: Ignored = (
+    (r".*\brotary_emb\.inv_freq", "follows from rope_theta"),
+    (r".*\bembeddings\.position_ids", "0, 1, 2, ..."),
+)
+_CLIP: Ignored = (
+    (r"text_model\..*", "the other half of CLIP"),
+    (r"(visual|text)_projection\.weight", "leads to the space that the halves of CLIP share"),
+    (r"logit_scale", "compares the halves of CLIP"),
+)
+_TIED: Ignored = ((r"(.*\.)?lm_head\.weight", "is the embedding"),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Somebody's way to lay a model down in files.
+
+    Attributes:
+        name: how commands name it.
+        llm: what stands before the decoder's names, and before its head's.
+        vision: what stands before the tower's names.
+        projector: what stands before the projector's names.
+        linears: the beginnings of the names of a projector's linear maps.
+        ignored: what is left out on reading, with the reason.
+    """
+
+    name: str
+    llm: tuple[tuple[str, str], ...] = ()
+    vision: tuple[str, ...] = ()
+    projector: tuple[str, ...] = ()
+    linears: Callable[[str, LlavaConfig], Sequence[str]] = lambda start, config: ()
+    ignored: Ignored = _BUFFERS
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts that it can hold."""
+        return tuple(part for part in PARTS if getattr(self, part))
+
+    def rows(
+        self, part: str, config: LlavaConfig, names: Collection[str] | None = None
+    ) -> tuple[Row, ...]:
+        """The table of one part: that in which most `names` stand, or the one to write."""
+        tables = {"llm": self._llm, "vision": self._vision, "projector": self._projector}
+        spelled = tables[part](config)
+        if names is None:
+            return spelled[0]
+        return max(spelled, key=lambda rows: sum(row.name.format(0) in names for row in rows))
+
+    def foreign(
+        self,
+        config: LlavaConfig,
+        names: Collection[str] | None = None,
+        parts: Sequence[str] | None = None,
+    ) -> dict[str, Foreign]:
+        """The tensors of a model in this layout, by name.
+
+        Raises:
+            ValueError: if the layout cannot hold this model.
+        """
+        parts = self.parts if parts is None else parts
+        wanted = {a: s for a, s in shapes(config).items() if a.split("/")[0] in parts}
+        rows = [row for part in parts for row in self.rows(part, config, names)]
+        return expand(rows, wanted, sizes(config))
+
+    def to_ignore(self, config: LlavaConfig) -> Ignored:
+        """What a model of this config may hold besides."""
+        return self.ignored + (_TIED if config.llm.tie_embeddings else ())
+
+    def _llm(self, config: LlavaConfig) -> list[tuple[Row, ...]]:
+        tied = config.llm.tie_embeddings
+        return [llama.rows(model, head, tied=tied) for model, head in self.llm]
+
+    def _vision(self, config: LlavaConfig) -> list[tuple[Row, ...]]:
+        return [vision.rows(start) for start in self.vision]
+
+    def _projector(self, config: LlavaConfig) -> list[tuple[Row, ...]]:
+        return [projector.rows(self.linears(start, config)) for start in self.projector]
+
+
+def with_vocabulary(config: LlavaConfig, rows: int) -> LlavaConfig:
+    """The config of a model whose tables of words have so many rows."""
+    return dataclasses.replace(config, llm=dataclasses.replace(config.llm, vocab_size=rows))
+
+
+def sizes(config: LlavaConfig) -> dict[str, Mapping[str, int]]:
+    """The letters of the sentences, by part."""
+    return {
+        "vision": vision.sizes(config.vision),
+        "projector": projector.sizes(config),
+        "llm": llama.sizes(config.llm),
+    }
+
+
+@functools.lru_cache(maxsize=8)
+def shapes(config: LlavaConfig) -> dict[str, Shape]:
+    """The shape of every parameter of ours."""
+    return {address: tuple(leaf.shape) for address, leaf in split(config.abstract())[1].items()}
+
+
+def _hf_linears(start: str, config: LlavaConfig) -> Sequence[str]:
+    """The library knows projectors of two linear maps only."""
+    depth = projector.depth(config)
+    if depth != 2:
+        raise ValueError(
+            f"the layout hf has projectors of 2 linear maps, this model has {depth}: write it in "
+            "the layout llava"
+        )
+    return [f"{start}linear_1.", f"{start}linear_2."]
+
+
+def _original_linears(start: str, config: LlavaConfig) -> Sequence[str]:
+    """A lone linear map stands by itself; of several, the odd places are the activations."""
+    if isinstance(config.projector, LinearConfig):
+        return [start]
+    return [f"{start}{2 * index}." for index in range(projector.depth(config))]
+
+
+HF = Layout(
+    name="hf",
+    llm=(
+        ("language_model.model.", "language_model.lm_head."),  # transformers 4, to 4.51
+        ("model.language_model.", "lm_head."),  # from 4.52
+    ),
+    vision=(
+        "vision_tower.vision_model.",
+        "model.vision_tower.vision_model.",
+        "model.vision_tower.",  # transformers 5, in memory
+        "vision_tower.",  # transformers 5, a model that was never loaded from a file
+    ),
+    projector=("multi_modal_projector.", "model.multi_modal_projector."),
+    linears=_hf_linears,
+)
+ORIGINAL = Layout(
+    name="llava",
+    llm=(("model.", "lm_head."),),
+    vision=("model.vision_tower.vision_tower.vision_model.", "model.vision_tower.vision_tower."),
+    projector=("model.mm_projector.",),
+    linears=_original_linears,
+)
+LLAMA = Layout(name="llama", llm=(("model.", "lm_head."),))
+CLIP = Layout(name="clip", vision=("vision_model.", ""), ignored=_BUFFERS + _CLIP)
+ORBAX = Layout(name="orbax")

@@ -1,0 +1,247 @@
+"""The files beside the weights, written anew: for a trained model, or in another layout."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from astrollava_jax.data.chat_export import jinja_text
+from astrollava_jax.data.example import IMAGE_MARKER
+from astrollava_jax.models.llama import LlamaConfig
+from astrollava_jax.models.projector import IdentityConfig, LinearConfig, MlpConfig
+from astrollava_jax.models.vision import ClipConfig
+from astrollava_jax.weights.foreign_config import (
+    CLIP_KEYS,
+    LLAMA_KEYS,
+    PUBLISHED_TOWERS,
+    SELECT_FEATURE,
+    tower_of_original,
+)
+from astrollava_jax.weights.source import Source
+
+NAMES = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+"""The files that travel with a model."""
+
+_KEPT = ("max_position_embeddings", "bos_token_id", "eos_token_id")
+_THEIR_FEATURE = {ours: theirs for theirs, ours in SELECT_FEATURE.items()}
+
+
+def hf_files(source: Source) -> dict[str, bytes]:
+    """What stock transformers, vLLM and others read beside the weights of the layout hf."""
+    config, ids = source.config, _ids(source)
+    facts = {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "ignore_index": -100,
+        "image_token_index": ids["image"],
+        "image_seq_length": config.image_facts.tokens,
+        "pad_token_id": ids["pad"],
+        "projector_hidden_act": "gelu",
+        "multimodal_projector_bias": True,
+        "vision_feature_layer": config.select_layer,
+        "vision_feature_select_strategy": _THEIR_FEATURE[config.select_feature],
+        "tie_word_embeddings": config.llm.tie_embeddings,
+        "torch_dtype": _dtype(source),
+        "text_config": {"model_type": "llama", **_llama(source, config.llm), **_ends(ids)},
+        "vision_config": _clip(config.vision),
+    }
+    processor = {
+        "processor_class": "LlavaProcessor",
+        "image_token": IMAGE_MARKER,
+        "patch_size": config.vision.patch_size,
+        "vision_feature_select_strategy": facts["vision_feature_select_strategy"],
+        "num_additional_image_tokens": 1,
+    }
+    return {
+        "config.json": _json(facts),
+        "preprocessor_config.json": _json(_image_processor(source)),
+        "processor_config.json": _json(processor),
+        **_language_files(source, ids),
+    }
+
+
+def original_files(source: Source) -> dict[str, bytes]:
+    """What haotian-liu/LLaVA and llama.cpp read beside the weights of the layout llava."""
+    config, ids = source.config, _ids(source)
+    vision = config.vision
+    if ids["pad"] is not None and ids["pad"] >= source.words:
+        ids["pad"] = 0  # there is no row for a pad: LLaVA takes <unk>
+    tower = next((n for n, t in PUBLISHED_TOWERS.items() if _same_tower(t, vision)), "embedded")
+    facts = {
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "model_type": "llava_llama",
+        **_llama(source, config.llm),
+        **_ends(ids),
+        "vocab_size": source.words,
+        "pad_token_id": ids["pad"],
+        "tie_word_embeddings": config.llm.tie_embeddings,
+        "torch_dtype": _dtype(source),
+        "image_aspect_ratio": {"pad": "pad", "crop": "square"}[source.image_mode],
+        "mm_hidden_size": vision.embed_dim,
+        "mm_projector_type": _PROJECTOR_TYPES[type(config.projector)](config.projector),
+        "mm_vision_tower": tower,
+        # Our own key: enough to know a tower that nobody has published. Others pass it over.
+        "mm_vision_config": _clip(vision)
+        | {"image_mean": vision.pixel_mean, "image_std": vision.pixel_std},
+        "mm_vision_select_layer": config.select_layer,
+        "mm_vision_select_feature": config.select_feature,
+        "mm_patch_merge_type": "flat",
+        "mm_resampler_type": None,
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,  # where it is missing, LLaVA adds a word
+        "use_mm_proj": True,
+        "tune_mm_mlp_adapter": False,
+        "freeze_mm_mlp_adapter": False,
+        "unfreeze_mm_vision_tower": False,
+        "tokenizer_model_max_length": 2048,
+        "tokenizer_padding_side": "right",
+    }
+    content = {"config.json": _json(facts), **_language_files(source, ids)}
+    if source.tokenizer_folder is None:
+        return content
+    if "tokenizer.model" in source.sidecars:
+        content |= _sentencepiece_files(source, content["tokenizer_config.json"])
+    special = source.tokenizer.special_ids
+    dropped = {literal: number for literal, number in special.items() if number >= source.words}
+    return {name: _without_additions(name, data, dropped) for name, data in content.items()}
+
+
+_PROJECTOR_TYPES: dict[type, Callable[[Any], str]] = {
+    LinearConfig: lambda projector: "linear",
+    IdentityConfig: lambda projector: "identity",
+    MlpConfig: lambda projector: f"mlp{projector.depth}x_gelu",
+}
+
+
+def raw_config(source: Source) -> dict[str, Any]:
+    """The config.json that the model came with; of a LLaVA of transformers, its text part."""
+    tree = json.loads(source.sidecars.get("config.json", b"{}"))
+    return tree | (tree.get("text_config") or {})
+
+
+def _ids(source: Source) -> dict[str, Any]:
+    """The ids of the tokens that configs name."""
+    raw = raw_config(source)
+    if source.tokenizer_folder is None:
+        image = raw.get("image_token_index", source.words)
+        return {"image": image} | {k: raw.get(f"{k}_token_id") for k in ("bos", "eos", "pad")}
+    words = source.tokenizer
+    return {
+        "image": words.image_id,
+        "bos": words.bos_id,
+        "eos": words.eos_id,
+        "pad": words.pad_id,
+    }
+
+
+def _sentencepiece_files(source: Source, written: bytes) -> dict[str, bytes]:
+    """What LLaVA needs to read `tokenizer.model`, as it does, in place of `tokenizer.json`."""
+    old = json.loads(source.sidecars.get("tokenizer_config.json", b"{}"))
+    switches = ("legacy", "add_bos_token", "add_eos_token", "sp_model_kwargs")
+    kept = {key: old[key] for key in switches if key in old}
+    config = json.loads(written) | {"tokenizer_class": "LlamaTokenizer"} | kept
+    model = source.sidecars["tokenizer.model"]
+    return {"tokenizer.model": model, "tokenizer_config.json": _json(config)}
+
+
+def _ends(ids: Mapping[str, Any]) -> dict[str, Any]:
+    return {"bos_token_id": ids["bos"], "eos_token_id": ids["eos"]}
+
+
+def _language_files(source: Source, ids: Mapping[str, Any]) -> dict[str, bytes]:
+    """Tokenizer, chat template and generation config."""
+    old = json.loads(source.sidecars.get("generation_config.json", b"{}"))
+    ends = {f"{name}_token_id": ids[name] for name in ("bos", "eos", "pad")}
+    if isinstance(old.get("eos_token_id"), list):  # several tokens may end an answer
+        ends["eos_token_id"] = old["eos_token_id"]
+    content = {"generation_config.json": _json(old | ends)}
+    if source.tokenizer_folder is None:
+        return content
+    content |= source.tokenizer.files()
+    config = json.loads(content["tokenizer_config.json"])
+    config.pop("chat_template", None)  # its one place is the file of its own
+    content["tokenizer_config.json"] = _json(config)
+    text = jinja_text(source.template) or source.tokenizer.chat_template
+    return content | ({} if text is None else {"chat_template.jinja": text.encode()})
+
+
+def _llama(source: Source, config: LlamaConfig) -> dict[str, Any]:
+    raw = raw_config(source)
+    return {
+        **{key: raw[key] for key in _KEPT if key in raw},
+        **{theirs: getattr(config, ours) for ours, (theirs, _) in LLAMA_KEYS.items()},
+        "hidden_act": "silu",
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": None,
+    }
+
+
+def _clip(config: ClipConfig) -> dict[str, Any]:
+    named = {theirs: getattr(config, ours) for ours, (theirs, _) in CLIP_KEYS.items()}
+    return {"model_type": "clip_vision_model", **named}
+
+
+def _same_tower(published: Mapping[str, Any], config: ClipConfig) -> bool:
+    return tower_of_original({"mm_vision_config": published}) == config
+
+
+def _image_processor(source: Source) -> dict[str, Any]:
+    """How pictures are prepared: LLaVA's padding, or CLIP's crop of the middle."""
+    vision, pad = source.config.vision, source.image_mode == "pad"
+    side = vision.image_size
+    return {
+        "image_processor_type": "LlavaImageProcessor" if pad else "CLIPImageProcessor",
+        "processor_class": "LlavaProcessor",
+        **({"do_pad": True} if pad else {}),
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": side},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": vision.pixel_mean,
+        "image_std": vision.pixel_std,
+    }
+
+
+def _without_additions(name: str, content: bytes, dropped: Mapping[str, int]) -> bytes:
+    """A tokenizer's file without some tokens: the original layout has no rows for them."""
+    if not name.startswith(("tokenizer", "special_tokens")) or not name.endswith(".json"):
+        return content
+    tree = json.loads(content)
+    for literal, number in dropped.items():
+        tree.get("added_tokens_decoder", {}).pop(str(number), None)
+        tree = {key: value for key, value in tree.items() if value != literal}
+    if "added_tokens" in tree:
+        tree["added_tokens"] = [t for t in tree["added_tokens"] if t["content"] not in dropped]
+    for key in ("extra_special_tokens", "processor_class"):
+        tree.pop(key, None)
+    return _json(tree)
+
+
+def _dtype(source: Source) -> str:
+    return str(np.dtype(source.dtype("llm/embed/embedding")))
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,192 @@
+"""Source: a whole model by our addresses, wherever its numbers lie; read only when asked."""
+
+import abc
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jaxtyping import Shaped
+
+from astrollava_jax import files
+from astrollava_jax.data.tokenizer import Tokenizer
+from astrollava_jax.models.llava import LlavaConfig
+from astrollava_jax.weights import llava
+from astrollava_jax.weights.layout import Index
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Source(abc.ABC):
+    """A model's config, its parameters, and the files that travel with them.
+
+    To read a model from somewhere else, implement the four methods.
+    """
+
+    config: LlavaConfig
+    layout: str | None
+    """The layout that `sidecars` truly describe; None where they are only what it was made from."""
+    words: int
+    """Rows of the vocabulary that the original layout has; the others were added for images."""
+    image_mode: Literal["pad", "crop"]
+    """How the model saw pictures made square."""
+    template: str
+    """How it was spoken to: a name of `data.chat.TEMPLATES`."""
+    sidecars: dict[str, bytes]
+    """Config, tokenizer, processor and chat template files, byte for byte."""
+    tokenizer_folder: str | None
+    """Where the tokenizer's files are; None where there are none."""
+    missing: tuple[str, ...] = ()
+    """The parameters that have no numbers: a fresh projector."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of how it was read."""
+
+    @abc.abstractmethod
+    def read(self, address: str, index: Index | None = None) -> Shaped[np.ndarray, "..."]:
+        """A parameter, or the part of it that `index` cuts out, in its own dtype."""
+
+    @abc.abstractmethod
+    def dtype(self, address: str) -> np.dtype:
+        """What a parameter is stored as."""
+
+    @abc.abstractmethod
+    def fingerprint(self, address: str) -> str:
+        """A digest of the stored bytes of a parameter, before any cast."""
+
+    @abc.abstractmethod
+    def folder_of(self, address: str) -> str:
+        """The directory whose files give a parameter."""
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape and stored dtype of every parameter that has numbers."""
+        return {
+            address: jax.ShapeDtypeStruct(shape, self.dtype(address))
+            for address, shape in llava.shapes(self.config).items()
+            if address not in self.missing
+        }
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer, with `<image>` and a pad.
+
+        Raises:
+            FileNotFoundError: if the model came without one.
+        """
+        if self.tokenizer_folder is None:
+            raise FileNotFoundError(
+                "the model's directory has no tokenizer.json or tokenizer.model"
+            )
+        return Tokenizer.from_folder(self.tokenizer_folder)
+
+
+class Overlay(Source):
+    """A model of which something differs from its base: trained parameters, dtype, template.
+
+    Args:
+        source: the base.
+        trained: arrays by address, in our shapes; they are given in the base's dtype.
+        folder: the directory that `trained` comes from.
+        template: how it was trained to be spoken to, unless as the base.
+        image_mode: how it was trained to see pictures, unless as the base.
+        dtype: what all parameters become, unless what they are stored as.
+
+    Raises:
+        ValueError: if `trained` does not fit the model; lists all that does not.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        trained: Mapping[str, Any],
+        folder: files.Where,
+        *,
+        template: str | None = None,
+        image_mode: Literal["pad", "crop"] | None = None,
+        dtype: Any = None,
+    ):
+        _check_shapes(trained, llava.shapes(source.config))
+        self._base, self._trained, self._folder = source, dict(trained), str(folder)
+        self._dtype = None if dtype is None else np.dtype(dtype)
+        fields = {field.name: getattr(source, field.name) for field in dataclasses.fields(source)}
+        super().__init__(**fields)
+        self.template = template or source.template
+        self.image_mode = image_mode or source.image_mode
+        self.missing = tuple(address for address in source.missing if address not in trained)
+        if trained or self._restates():
+            self.layout = None
+
+    def read(self, address: str, index: Index | None = None) -> Shaped[np.ndarray, "..."]:
+        """A parameter, or a part of it."""
+        if address in self._trained:
+            array = self._trained[address]
+            array = np.asarray(array if index is None else array[index])
+        else:
+            array = self._base.read(address, index)
+        return cast(array, self.dtype(address), address)
+
+    def dtype(self, address: str) -> np.dtype:
+        """The base's dtype; a part that the base has no numbers for has that of its embedding."""
+        if self._dtype is not None:
+            return self._dtype
+        fresh = address in self._base.missing
+        return self._base.dtype("llm/embed/embedding" if fresh else address)
+
+    def fingerprint(self, address: str) -> str:
+        """A digest of the base's bytes, or of the trained numbers as they would be stored."""
+        if address not in self._trained:
+            return self._base.fingerprint(address)
+        return hashlib.sha256(self.read(address).tobytes()).hexdigest()[:32]
+
+    def folder_of(self, address: str) -> str:
+        """The base's directory, or the one given for what was trained."""
+        return self._folder if address in self._trained else self._base.folder_of(address)
+
+    def take_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Puts another tokenizer in the place of the base's."""
+        kept = {n: c for n, c in self.sidecars.items() if not n.startswith(("tokenizer", "added_"))}
+        self.sidecars = kept | tokenizer.files()
+        self.tokenizer = tokenizer
+        self.tokenizer_folder = tokenizer.folder
+        self.layout = None
+
+    def _restates(self) -> bool:
+        """Whether the base's files say something else than what is true of this model."""
+        said = (self._base.template, self._base.image_mode)
+        return (self.template, self.image_mode) != said or any(
+            self.dtype(address) != self._base.dtype(address) for address in self._base.shapes
+        )
+
+
+def _check_shapes(trained: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
+    faults = [f"{address}: no such parameter" for address in trained if address not in shapes]
+    faults += [
+        f"{address}: expected {list(shapes[address])}, found {list(array.shape)}"
+        for address, array in trained.items()
+        if address in shapes and tuple(array.shape) != shapes[address]
+    ]
+    if faults:
+        raise ValueError("what was trained does not fit the model:\n  " + "\n  ".join(faults))
+
+
+def cast(
+    array: Shaped[np.ndarray, "..."], dtype: np.dtype, address: str
+) -> Shaped[np.ndarray, "..."]:
+    """The array in another dtype.
+
+    Raises:
+        ValueError: if a finite number becomes infinite: bfloat16 reaches 3e38, float16 only 65504.
+    """
+    if array.dtype == dtype:
+        return array
+    with np.errstate(over="ignore"):
+        result = array.astype(dtype)
+    lost = np.count_nonzero(np.isinf(result)) - np.count_nonzero(np.isinf(array))
+    if lost:
+        raise ValueError(
+            f"{address}: {lost} of {array.size} numbers are too large for {dtype}: write the model "
+            "with --dtype bfloat16 or float32"
+        )
+    return result

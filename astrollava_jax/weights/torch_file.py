@@ -1,0 +1,70 @@
+"""Reads PyTorch's pickled tensors (`.bin`), with nothing but tensors let through."""
+
+import pickle
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from jaxtyping import Shaped
+
+from astrollava_jax import files
+from astrollava_jax.weights.layout import Index
+from astrollava_jax.weights.safetensors import Info
+
+_MISSING = (
+    "{path}: a .bin file is read with torch, which is not installed: `pip install torch`, or "
+    "convert the directory to safetensors where torch is"
+)
+
+
+class TorchFile:
+    """One file. It is mapped into memory, so that only what is asked for is read."""
+
+    def __init__(self, path: str):
+        self.path = path
+        self._tensors = _load(path)
+        others = [name for name, value in self._tensors.items() if not hasattr(value, "dtype")]
+        if others:
+            raise ValueError(f"{path}: expected tensors only, found others: {', '.join(others)}")
+        self.infos = {
+            name: Info(tuple(tensor.shape), _numpy(tensor[:0] if tensor.ndim else tensor).dtype)
+            for name, tensor in self._tensors.items()
+        }
+
+    def read(self, name: str, index: Index) -> Shaped[np.ndarray, "..."]:
+        """A part of a tensor."""
+        return _numpy(self._tensors[name][index])
+
+
+def _load(path: str) -> dict[str, Any]:
+    try:
+        import torch  # an extra: most models come as safetensors
+    except ImportError:
+        raise ValueError(_MISSING.format(path=path)) from None
+    options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
+    try:
+        if _is_zip(path):
+            loaded = torch.load(path, mmap=True, **options)  # torch maps the file itself
+        else:
+            with files.open_read(path) as handle:
+                loaded = torch.load(handle, **options)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: torch cannot read it as tensors alone: {reason}") from None
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path}: expected tensors by name, found {type(loaded).__name__}")
+    return loaded
+
+
+def _is_zip(path: str) -> bool:
+    """Whether torch wrote the file in its present form (since 1.6), which can be mapped."""
+    return files.RangeReader(path).read(0, 2) == b"PK"
+
+
+def _numpy(tensor: Any) -> Shaped[np.ndarray, "..."]:
+    """A tensor's numbers; NumPy knows bfloat16 only through ml_dtypes."""
+    import torch
+
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
