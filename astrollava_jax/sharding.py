@@ -131,10 +131,12 @@ def placements(
         found[address] = named(names, mesh)
         shape = shapes[address].shape
         for dim, (size, part) in enumerate(zip(shape, found[address].spec)):
-            ways = math.prod(mesh.shape[name] for name in part or ())
+            # A spec writes a single axis without its tuple.
+            split_over = (part,) if isinstance(part, str) else part or ()
+            ways = math.prod(mesh.shape[name] for name in split_over)
             if size % ways:
                 faults.append(
-                    f"{address}: {names[dim]} is {size}, not divisible by {part} = {ways}"
+                    f"{address}: {names[dim]} is {size}, not divisible by {split_over} = {ways}"
                 )
     if faults:
         raise ValueError(

@@ -12,14 +12,21 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from astrollava_jax import files
 from astrollava_jax.config import load
+from astrollava_jax.params import Params
 from astrollava_jax.run.config import InitConfig, RunConfig
 from astrollava_jax.training.checkpoint import Trained, steps
-from astrollava_jax.weights.directory import Overlay, Source, join, open_model
-from astrollava_jax.weights.safetensors import read_arrays, write_arrays
+from astrollava_jax.weights.directory import join, open_model
+from astrollava_jax.weights.layout import whole
+from astrollava_jax.weights.load import load as load_weights
+from astrollava_jax.weights.safetensors import Info, Outgoing
+from astrollava_jax.weights.safetensors import write as write_safetensors
+from astrollava_jax.weights.source import Overlay, Source
+from astrollava_jax.weights.tensors import open_tensors
 
 BASE, CONFIG, CHECKPOINTS = "base.json", "config.yaml", "checkpoints"
 INHERITED, SIDECARS = "inherited", "files"
@@ -42,6 +49,19 @@ class Opened:
     """How the model is spoken to."""
     image_mode: str
     """How a picture is made square."""
+
+
+def read_params(
+    opened: Opened, addresses: list[str], shardings: Mapping[str, Any], dtypes: Mapping[str, Any]
+) -> Params:
+    """Parameters on the devices; what a run trained keeps the precision in which it was trained."""
+    original = [address for address in addresses if address not in opened.changed]
+    params = load_weights(opened.base, original, shardings=shardings, dtypes=dtypes)
+    for address in addresses:
+        if address in opened.changed:
+            array = opened.changed[address].astype(dtypes[address])
+            params[address] = jax.device_put(array, shardings[address])
+    return params
 
 
 def run_folder(path: str) -> tuple[str, int | None] | None:
@@ -99,7 +119,7 @@ def begin(
     `base.json` is written last: a directory that has it is whole.
     """
     if inherited:
-        write_arrays(files.join(folder, INHERITED), inherited)
+        _write_arrays(files.join(folder, INHERITED), inherited)
     for name, content in opened.base.sidecars.items():
         files.write_bytes(files.join(folder, SIDECARS, name), content)
     files.write_text(files.join(folder, CONFIG), run_yaml)
@@ -156,8 +176,7 @@ def _open_run(folder: str, step: int | None, moved: str | None) -> Opened:
         raise ValueError(f"--base {moved}: name the original directory, not a run")
     base = open_init(init)
     trained = Trained(files.join(folder, CHECKPOINTS), finished[-1] if step is None else step)
-    inherited = read_arrays(files.join(folder, INHERITED)) if facts["inherited"] else {}
-    changed = Merged(trained, inherited)
+    changed = Merged(trained, Arrays(folder) if facts["inherited"] else {})
     opened = dataclasses.replace(
         base,
         source=Overlay(base.base, changed, folder),
@@ -168,6 +187,31 @@ def _open_run(folder: str, step: int | None, moved: str | None) -> Opened:
     if moved is not None:
         check_base(folder, opened)
     return opened
+
+
+class Arrays(Mapping[str, np.ndarray]):
+    """What a run inherited, by address; each is read when it is asked for."""
+
+    def __init__(self, folder: str):
+        self._tensors = open_tensors(files.join(folder, INHERITED))
+
+    def __getitem__(self, address: str) -> np.ndarray:
+        return self._tensors.read(address, whole(None, self._tensors.infos[address].shape))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors.infos)
+
+    def __len__(self) -> int:
+        return len(self._tensors.infos)
+
+
+def _write_arrays(folder: str, arrays: Mapping[str, np.ndarray]) -> None:
+    def outgoing(address: str) -> Outgoing:
+        array = arrays[address]
+        return Outgoing(address, Info(array.shape, array.dtype), lambda: array)
+
+    files.remove(folder)  # a start that was cut short can have left one
+    write_safetensors(files.make_folder(folder), [outgoing(address) for address in arrays])
 
 
 class Merged(Mapping[str, np.ndarray]):

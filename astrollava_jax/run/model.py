@@ -3,15 +3,14 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from astrollava_jax.inference.model import Dtype, Model
 from astrollava_jax.models.llava import logical_axes
 from astrollava_jax.params import split
-from astrollava_jax.run.directory import Opened, open_any
+from astrollava_jax.run.directory import Opened, open_any, read_params
 from astrollava_jax.sharding import MeshConfig, placements
-from astrollava_jax.weights.directory import load
 
 
 def load_model(path: str, dtype: Dtype = "bfloat16", mesh: Mesh | None = None) -> Model:
@@ -49,8 +48,8 @@ def to_answer(
         name=name,
         config=source.config,
         graphdef=graphdef,
-        params=load(source, list(shapes), shardings=shardings, dtypes=jnp.dtype(dtype)),
-        tokenizer=source.tokenizer(),
+        params=read_params(opened, list(shapes), shardings, dict.fromkeys(shapes, np.dtype(dtype))),
+        tokenizer=source.tokenizer,
         template=opened.template,
         image_mode=opened.image_mode,  # pyright: ignore[reportArgumentType]
         dtype=dtype,

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from rich.console import Console
 
 from astrollava_jax import files
@@ -32,7 +33,6 @@ from astrollava_jax.training.metrics import JsonLines, TensorBoard, read_log
 from astrollava_jax.training.optimizer import FROZEN
 from astrollava_jax.training.prefetch import Prefetch
 from astrollava_jax.training.state import Progress, TrainState
-from astrollava_jax.weights.directory import load as load_weights
 
 
 def train(run: RunConfig, *, base: str | None = None, dry: bool = False) -> None:
@@ -53,7 +53,7 @@ def train(run: RunConfig, *, base: str | None = None, dry: bool = False) -> None
     opened = directory.open_init(run.init, base)
     config = opened.source.config
     model = describe(run, config)
-    fresh = sorted({*select(run.init.fresh, model.shapes), *opened.source.missing})
+    fresh = _fresh(run, model, opened)
     mesh = run.mesh.build()
     tokenizer = _tokenizer(opened, config)
     data = training_data(run, tokenizer, config.image_facts, rows_unit(run, mesh))
@@ -90,8 +90,24 @@ def _check_same_run(run: RunConfig) -> bool:
     return True
 
 
+def _fresh(run: RunConfig, model: Model, opened: directory.Opened) -> list[str]:
+    """The parameters that are made from the seed.
+
+    Raises:
+        ValueError: if others have no numbers either.
+    """
+    fresh = select(run.init.fresh, model.shapes)
+    absent = sorted(set(opened.source.missing) - set(fresh))
+    if absent:
+        raise ValueError(
+            "these parameters have no weights; name them in init.fresh to make them from the seed:"
+            "\n  " + "\n  ".join(absent)
+        )
+    return fresh
+
+
 def _tokenizer(opened: directory.Opened, config: LlavaConfig) -> Tokenizer:
-    tokenizer = opened.source.tokenizer()
+    tokenizer = opened.source.tokenizer
     special = {tokenizer.image_id, tokenizer.pad_id}
     words = max(set(range(tokenizer.vocab_size)) - special)
     if words >= config.llm.vocab_size:
@@ -123,12 +139,11 @@ def _initial(run: RunConfig, opened: directory.Opened, stage: Stage, fresh: list
         for address, fate in model.fates.items()
     }
     read = [address for address in model.shapes if address not in fresh]
-    params = load_weights(opened.source, read, shardings=stage.shardings, dtypes=dtypes)
+    params = directory.read_params(opened, read, stage.shardings, dtypes)
     if fresh:
-        from flax import nnx
 
         def make(seed: Any) -> Params:
-            made = split(model.config.build(nnx.Rngs(seed)))[1]
+            made = split(model.config.build(nnx.Rngs(jax.random.key(seed))))[1]
             return {address: made[address].astype(dtypes[address]) for address in fresh}
 
         made = jax.jit(make, out_shardings={address: stage.shardings[address] for address in fresh})
