@@ -17,11 +17,12 @@ _JINJA = """\
 {{%- set content = content | selectattr('type', 'equalto', 'text') | list -%}}
 {{%- set content = content | map(attribute='text') | join -%}}
 {{%- endif -%}}
+{{%- set content = {text} -%}}
 {{%- if message['role'] == 'user' -%}}
 {{{{- ({opening}) if loop.first else ({human}) -}}}}
 {{{{- {question} -}}}}
 {{%- elif message['role'] == 'assistant' -%}}
-{{{{- {reply} ~ {lead} ~ {answer} ~ {end} -}}}}
+{{{{- {reply} ~ {lead} ~ content ~ {end} -}}}}
 {{%- else -%}}
 {{{{- raise_exception('expected the roles user and assistant, found ' ~ message['role']) -}}}}
 {{%- endif -%}}
@@ -46,7 +47,7 @@ def jinja_text(template: str) -> str | None:
         question=questions[row.learns],
         reply=_expression(row.reply),
         lead=_expression(row.lead),
-        answer="(content | trim)" if row.strips else "content",
+        text="content | trim" if row.strips else "content",
         end=_expression(row.end),
     )
 

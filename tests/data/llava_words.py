@@ -152,7 +152,7 @@ def written(style, texts):
 def sample(style, texts, tokenizer, mpt_start=0):
     """Ids and labels of a dialogue, by counting; where the count does not fit, all is ignored.
 
-    `mpt_start` is where the count begins with MPT's style: LLaVA says 0, and its users mend it to 1.
+    `mpt_start` is where the count begins with MPT's style: at 0 in LLaVA, mended to 1 by its users.
     """
     prompt = written(style, texts)
     ids = tokenizer.with_images(prompt)

@@ -5,7 +5,8 @@ import pickle
 
 import llava_words
 import pytest
-from tokenizers import AddedToken, Tokenizer as Rust, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Rust
 from transformers import AutoTokenizer
 
 from astrollava_jax.data.sentencepiece_json import tokenizer_json
