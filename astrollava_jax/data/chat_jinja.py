@@ -139,7 +139,13 @@ def _renderer(tokenizer: Tokenizer) -> Render:
             f"template 'model': {tokenizer.folder} has no chat template (chat_template.jinja, or "
             "chat_template in tokenizer_config.json): choose another template"
         )
-    template = _compile(tokenizer.chat_template)
+    try:
+        template = _compile(tokenizer.chat_template)
+    except jinja2.TemplateSyntaxError as error:
+        raise ValueError(
+            f"template 'model': the chat template of {tokenizer.folder} is no Jinja: {error}, at "
+            f"line {error.lineno}"
+        ) from None
     content = _parts if _wants_parts(tokenizer.chat_template) else _line
 
     def render(messages: Sequence[Message], ask: bool) -> str:
@@ -153,7 +159,7 @@ def _renderer(tokenizer: Tokenizer) -> Render:
             return template.render(
                 messages=turns, add_generation_prompt=ask, tools=None, **tokenizer.literals
             )
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, TypeError) as error:
             raise ValueError(
                 f"template 'model': the chat template of {tokenizer.folder} refuses the dialogue: "
                 f"{error}"

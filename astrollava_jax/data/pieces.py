@@ -72,5 +72,6 @@ def _tokenize(
 ) -> tuple[list[int], list[bool]]:
     text = "".join(str(piece.content) for piece in texts)
     ids, spans = tokenizer.encode(text, first=first)
-    flags = np.concatenate([np.full(len(str(piece.content)), piece.learned) for piece in texts])
-    return ids, [bool(flags[start:end].any()) for start, end in spans]
+    flags = [piece.learned for piece in texts for _ in str(piece.content)]
+    before = [0, *itertools.accumulate(flags)]  # learned characters before each place
+    return ids, [before[end] > before[start] for start, end in spans]

@@ -40,6 +40,7 @@ class Tokenizer:
         literals: the special tokens by their names in transformers (`bos_token` ...).
         vocab_size: the highest id + 1.
         chat_template: the model's own (Jinja), or None.
+        extended: whether `files` says more than the folder's own files do.
     """
 
     def __init__(self, facts: TokenizerFacts):
@@ -55,6 +56,7 @@ class Tokenizer:
         self.special_pattern = _pattern(facts.data["added_tokens"])
         self.vocab_size = max(ids.values()) + 1
         self.chat_template = facts.chat_template
+        self.extended = facts.extended
         self._unknown_id: int | None = ids.get(facts.data["model"].get("unk_token"))
         self._never_text = {t["id"] for t in facts.data["added_tokens"] if t["special"]}
         self._never_text.discard(self._unknown_id)

@@ -24,6 +24,7 @@ class TokenizerFacts:
 
     `data` is the content of tokenizer.json, `literals` gives the special tokens by their names in
     transformers (`bos_token` ...), and `adds_bos` tells whether a text begins with `bos_token`.
+    `extended` is False where the folder's own files say all of this, and so can be copied.
     """
 
     folder: str
@@ -32,6 +33,7 @@ class TokenizerFacts:
     literals: dict[str, str]
     adds_bos: bool
     chat_template: str | None
+    extended: bool
 
 
 def read(folder: files.Where) -> TokenizerFacts:
@@ -53,6 +55,7 @@ def read(folder: files.Where) -> TokenizerFacts:
     found = declared | _from_model_config(folder, data, declared)
     literals = {name: found[name] for name in NAMES if name in found}
     _check(folder, data, literals)
+    found_data = data
     data, literals = with_image_and_pad(data, literals)
     return TokenizerFacts(
         folder=str(folder),
@@ -61,6 +64,7 @@ def read(folder: files.Where) -> TokenizerFacts:
         literals=literals,
         adds_bos="bos_token" in literals and _adds_bos(config, data, literals["bos_token"]),
         chat_template=_chat_template(folder, config),
+        extended=data != found_data or not files.exists(files.join(folder, "tokenizer.json")),
     )
 
 

@@ -131,6 +131,7 @@ def test_a_template_for_lists_of_parts(model):
         (None, "template 'model': .* has no chat template"),
         (FORGETFUL, "template 'model': .* rewrites earlier turns .*of 2 and of 3 turns"),
         ("{{ raise_exception('no, thanks') }}", "template 'model': .* refuses .*: no, thanks"),
+        ("{% for m in messages %}", "template 'model': .* is no Jinja: .* at line 1"),
         ("{% for m in messages %}{{ m.role }}{% endfor %}", "does not write the answer 'A ring.'"),
     ],
 )

@@ -96,6 +96,7 @@ def test_stock_transformers_gives_llavas_ids_from_the_written_files(both, tmp_pa
     again = Tokenizer.from_folder(tmp_path)
     assert again.fingerprint() == tokenizer.fingerprint()
     assert again.files() == tokenizer.files()
+    assert (tokenizer.extended, again.extended) == (True, False)
 
 
 @llava_words.needs_tokenizers
