@@ -63,11 +63,11 @@ def encode_png(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:
 
 def _spiral(body: Body, u: Plane, v: Plane) -> Plane:
     r, angle = _polar(u, v / body.axis_ratio)
-    pitch = math.radians(20 + 8 * body.variety)
+    pitch = math.radians(23 + 5 * body.variety)
     winding = body.handed * angle - np.log(r) / math.tan(pitch)
     ridge = ((1 + np.cos(body.arms * winding)) / 2) ** 2.2
-    disk = np.exp(-r / 0.8) * _inside(r, 1.0) * (0.10 + ridge)
-    return 1.1 * disk + 0.9 * _sersic(r, 1.0, 0.12)
+    disk = np.exp(-r) * _inside(r, 1.0) * (0.07 + ridge)
+    return 1.3 * disk + 0.9 * _sersic(r, 1.0, 0.12)
 
 
 def _elliptical(body: Body, u: Plane, v: Plane) -> Plane:

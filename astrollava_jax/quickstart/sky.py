@@ -44,7 +44,7 @@ class KindFacts:
 # Arms are learned only from pictures of one spiral, so spirals are frequent and mostly alone.
 _SELDOM_ALONE = (0.58, 0.21, 0.21)
 KINDS: dict[Kind, KindFacts] = {
-    "spiral": KindFacts(0.31, bodies=(0.75, 0.15, 0.10), axis_ratio=(0.75, 1.0)),
+    "spiral": KindFacts(0.31, bodies=(0.75, 0.15, 0.10), axis_ratio=(0.85, 1.0)),
     "elliptical": KindFacts(0.10, bodies=_SELDOM_ALONE, axis_ratio=(0.55, 0.85)),
     "edge-on": KindFacts(0.10, bodies=_SELDOM_ALONE, tilt_is_told=True),
     "merging": KindFacts(0.10, bodies=(1.0,), objects_per_body=2),
@@ -64,7 +64,7 @@ COLOUR_SPREAD = 0.1  # each channel varies by up to this fraction
 ARM_SHARES = {2: 0.42, 3: 0.33, 4: 0.25}
 
 # The radius of one body alone, by the word for its size, and of each of two or three.
-SIZES: dict[Size, tuple[float, float]] = {"small": (0.25, 0.29), "large": (0.36, 0.41)}
+SIZES: dict[Size, tuple[float, float]] = {"small": (0.27, 0.31), "large": (0.38, 0.42)}
 RADII: dict[int, tuple[float, float]] = {2: (0.18, 0.22), 3: (0.16, 0.19)}
 # Distance of two or three bodies from the middle; wide enough that they do not overlap.
 DISTANCES: dict[int, tuple[float, float]] = {2: (0.24, 0.28), 3: (0.27, 0.30)}
@@ -76,8 +76,8 @@ POSITIONS: dict[Position, tuple[int, int]] = {
     "top": (0, -1),
     "bottom": (0, 1),
 }
-OFFSET = (0.12, 0.17)
-WANDER = 0.03  # how far a body strays from its place, at most, along each side
+OFFSET = (0.11, 0.15)
+WANDER = 0.02  # how far a body strays from its place, at most, along each side
 # The angle of the long axis from the horizontal; a quarter turn is upright.
 TILTS: dict[Tilt, tuple[float, float]] = {
     "flat": (-0.15, 0.15),
