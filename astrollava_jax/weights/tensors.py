@@ -1,7 +1,6 @@
 """The tensors of a folder by name, in whichever of the known files they lie."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 from jaxtyping import Shaped
@@ -14,16 +13,8 @@ from astrollava_jax.weights.torch_file import TorchFile
 BLOCK_BYTES = 1 << 26
 
 
-class TensorFile(Protocol):
-    """One file of tensors."""
-
-    path: str
-    infos: dict[str, Info]
-
-    def read(self, name: str, index: Index) -> Shaped[np.ndarray, "..."]:
-        """A part of a tensor."""
-        ...
-
+TensorFile = SafetensorsFile | TorchFile
+"""One file: `path`, `infos` by name, and `read(name, index)`."""
 
 FORMATS: tuple[tuple[str, Callable[[str], TensorFile]], ...] = (
     ("model.safetensors", SafetensorsFile),

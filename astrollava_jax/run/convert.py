@@ -1,0 +1,98 @@
+"""Writes a model in another layout, or joins a tower and a decoder into one."""
+
+import math
+
+import numpy as np
+from flax import nnx
+
+from astrollava_jax import files
+from astrollava_jax.params import Params, split
+from astrollava_jax.weights.binding import READABLE
+from astrollava_jax.weights.directory import join, open_model
+from astrollava_jax.weights.save import save
+from astrollava_jax.weights.source import Source
+
+
+def convert(
+    source: files.Where | Source | None,
+    target: files.Where,
+    layout: str,
+    *,
+    vision: files.Where | None = None,
+    llm: files.Where | None = None,
+    dtype: str | None = None,
+    seed: int = 0,
+) -> None:
+    """Writes a model in another layout, and says what was read and written.
+
+    Args:
+        source: the model, or its directory; None where `vision` and `llm` stand in its place.
+        target: the directory to write; it must not be there, or be empty.
+        layout: `hf`, `llava` or `orbax`.
+        vision: the tower's directory: to be joined with `llm`, or for an original directory that
+            only names its tower.
+        llm: the decoder's directory.
+        dtype: what all parameters become; each keeps its own unless given.
+        seed: of the fresh projector of joined parts.
+
+    Raises:
+        ValueError: if the directories do not fit together, or the layout cannot hold the model.
+    """
+    model = _open(source, vision, llm)
+    print(f"read     {_origin(model)}: {_size(model)}")
+    for note in model.notes:
+        print(f"note     {note}")
+    fresh = fresh_projector(model, seed)
+    if fresh:
+        print(f"note     the projector is fresh (seed {seed}): train it before you ask")
+    save(target, layout, model, fresh, dtype=None if dtype is None else _dtype(dtype))
+    print(f"written  {target}: layout {layout}, {_written(target)}")
+
+
+def fresh_projector(model: Source, seed: int) -> Params:
+    """Random numbers for a projector that has none; nothing where it has some."""
+    if not model.missing:
+        return {}
+    config = model.config
+    widths = config.vision.embed_dim, config.llm.embed_dim
+    projector = config.projector.build(*widths, rngs=nnx.Rngs(seed))
+    return {f"projector/{address}": array for address, array in split(projector)[1].items()}
+
+
+def _open(
+    source: files.Where | Source | None, vision: files.Where | None, llm: files.Where | None
+) -> Source:
+    if isinstance(source, Source):
+        return source
+    if source is not None and llm is None:
+        return open_model(source, vision=vision)
+    if source is None and llm is not None and vision is not None:
+        return join(vision, llm)
+    raise ValueError(
+        "convert: expected a model's directory, or --vision DIR and --llm DIR in its place; found "
+        f"model {source}, --vision {vision}, --llm {llm}"
+    )
+
+
+def _origin(model: Source) -> str:
+    folders = dict.fromkeys(model.folder_of(address) for address in model.shapes)
+    return " and ".join(folders) + (f" (layout {model.layout})" if model.layout else "")
+
+
+def _size(model: Source) -> str:
+    infos = model.shapes.values()
+    count = sum(math.prod(info.shape) for info in infos)
+    nbytes = sum(math.prod(info.shape) * info.dtype.itemsize for info in infos)
+    dtypes = ", ".join(sorted({str(info.dtype) for info in infos}))
+    return f"{count:,} parameters, {dtypes}, {nbytes / 1e9:.2f} GB"
+
+
+def _written(target: files.Where) -> str:
+    return ", ".join(files.names(target))
+
+
+def _dtype(name: str) -> np.dtype:
+    known = {str(dtype): dtype for dtype in READABLE}
+    if name not in known:
+        raise ValueError(f"--dtype: expected one of {', '.join(known)}, found {name!r}")
+    return known[name]

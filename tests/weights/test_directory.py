@@ -1,0 +1,387 @@
+"""Directories of models: recognised by their files, read, written, and refused with reasons."""
+
+import json
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.torch
+import tiny_directories as tiny
+import tiny_llava
+import torch
+from jax.sharding import NamedSharding, PartitionSpec
+
+from astrollava_jax.models.llava import logical_axes
+from astrollava_jax.sharding import MeshConfig, placements
+from astrollava_jax.weights import llava
+from astrollava_jax.weights.directory import join, open_model, recognise
+from astrollava_jax.weights.load import load
+from astrollava_jax.weights.save import save
+from astrollava_jax.weights.source import Overlay
+
+PROJECTOR = tuple(f"projector/layers_{i}/{part}" for i in (0, 1) for part in ("bias", "kernel"))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_llava.torch_model()
+
+
+@pytest.fixture(scope="module")
+def hf(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "hf"
+    return folder, tiny.write_hf(folder, model)
+
+
+@pytest.fixture(scope="module")
+def original(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "original"
+    return folder, tiny.write_original(folder, model)
+
+
+@pytest.fixture
+def parts(model, tmp_path):
+    tiny.write_parts(tmp_path / "clip", tmp_path / "llm", model)
+    return tmp_path / "clip", tmp_path / "llm"
+
+
+def numbers(model):
+    return tiny_llava.by_address(dict(model.named_parameters()))
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def beside_weights(folder):
+    return {n: data for n, data in contents(folder).items() if not n.startswith("model")}
+
+
+def edit(folder, name, **changes):
+    tree = json.loads((folder / name).read_text()) | changes
+    (folder / name).write_text(json.dumps(tree))
+
+
+def test_layouts_are_told_by_files(hf, original, parts, tmp_path):
+    clip, llm = parts
+    found = [recognise(folder).name for folder in (hf[0], original[0], clip, llm)]
+    assert found == ["hf", "llava", "clip", "llama"]
+    old = tmp_path / "old"
+    old.mkdir()
+    tiny.write_json(old, "config.json", {"model_type": "llava", "mm_hidden_size": 1024})
+    assert recognise(old).name == "llava"
+
+
+def test_an_unknown_directory_says_what_was_looked_for(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected the directory of a model"):
+        recognise(tmp_path / "absent")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"hf: config.json with(.|\n)*found adapter_config.json"):
+        recognise(tmp_path)
+    tiny.write_json(tmp_path, "config.json", {"model_type": "bert"})
+    with pytest.raises(ValueError, match=r"found model_type 'bert' in config.json"):
+        recognise(tmp_path)
+
+
+@pytest.mark.parametrize("names", [tiny.TO_4X, tiny.TO_4_52, ()], ids=["4.x", "4.52", "5.x"])
+def test_every_spelling_of_hf_gives_the_same_numbers(model, tmp_path, names):
+    tiny.write_hf(tmp_path, model, dtype=torch.float32, names=names, tokenizer=False)
+    source = open_model(tmp_path)
+    assert source.config == tiny_llava.our_config()
+    for address, expected in numbers(model).items():
+        found = source.read(address)
+        assert found.dtype == source.dtype(address) == np.float32
+        assert np.array_equal(found, expected), address
+
+
+def test_what_transformers_saves_is_read(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    source = open_model(tmp_path)
+    assert source.config == tiny_llava.our_config()
+    for address, expected in numbers(model).items():
+        assert np.array_equal(source.read(address), expected), address
+
+
+def test_tied_embeddings_are_one_parameter(tmp_path):
+    model = tiny_llava.torch_model(tie=True)
+    written = tiny.write_hf(tmp_path / "hf", model, dtype=torch.float32)
+    source = open_model(tmp_path / "hf")
+    assert source.config.llm.tie_embeddings
+    assert "llm/lm_head/kernel" not in source.shapes
+    save(tmp_path / "again", "hf", source)
+    tiny.assert_same(tiny.read_all(tmp_path / "again"), written)
+    both = written | {"language_model.lm_head.weight": torch.zeros(tiny.ROWS, 48)}
+    safetensors.torch.save_file(both, tmp_path / "hf" / "model.safetensors")
+    assert open_model(tmp_path / "hf").fingerprint("llm/embed/embedding") == source.fingerprint(
+        "llm/embed/embedding"
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_hf_to_ours_to_hf_is_the_same_to_the_byte(model, tmp_path, dtype):
+    written = tiny.write_hf(tmp_path / "hf", model, dtype=dtype)
+    save(tmp_path / "ours", "orbax", open_model(tmp_path / "hf"))
+    save(tmp_path / "again", "hf", open_model(tmp_path / "ours"))
+    tiny.assert_same(tiny.read_all(tmp_path / "again"), written)
+    assert beside_weights(tmp_path / "again") == beside_weights(tmp_path / "hf")
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_original_to_ours_to_original_is_the_same_to_the_byte(model, tmp_path, binary):
+    written = tiny.write_original(tmp_path / "llava", model, binary=binary)
+    save(tmp_path / "ours", "orbax", open_model(tmp_path / "llava"))
+    save(tmp_path / "again", "llava", open_model(tmp_path / "ours"))
+    tiny.assert_same(tiny.read_all(tmp_path / "again"), written)
+    kept = {n: d for n, d in beside_weights(tmp_path / "llava").items() if "pytorch" not in n}
+    assert beside_weights(tmp_path / "again") == kept
+
+
+def test_original_to_ours_to_hf_to_ours_to_original(original, tmp_path):
+    folder, written = original
+    save(tmp_path / "ours", "orbax", open_model(folder))
+    save(tmp_path / "hf", "hf", open_model(tmp_path / "ours"))
+    save(tmp_path / "ours2", "orbax", open_model(tmp_path / "hf"))
+    save(tmp_path / "again", "llava", open_model(tmp_path / "ours2"))
+    tiny.assert_same(tiny.read_all(tmp_path / "again"), written)
+
+
+def test_hf_to_original_drops_the_rows_that_were_added(hf, tmp_path):
+    folder, written = hf
+    save(tmp_path / "llava", "llava", open_model(folder))
+    found = tiny.read_all(tmp_path / "llava")
+    kept = written["language_model.lm_head.weight"][: tiny.WORDS]
+    assert torch.equal(found["lm_head.weight"], kept)
+    config = json.loads((tmp_path / "llava" / "config.json").read_text())
+    assert config["vocab_size"] == tiny.WORDS
+    assert config["mm_use_im_patch_token"] is False
+    tokenizer = json.loads((tmp_path / "llava" / "tokenizer.json").read_text())
+    assert [t["content"] for t in tokenizer["added_tokens"]] == ["<unk>", "<s>", "</s>"]
+    assert b"<image>" not in (tmp_path / "llava" / "tokenizer_config.json").read_bytes()
+
+
+def test_the_vocabulary_grows_by_the_mean(original, tmp_path):
+    folder, written = original
+    source = open_model(folder)
+    assert source.config.llm.vocab_size == tiny.ROWS
+    assert source.words == tiny.WORDS
+    assert "grew from 61 to 64 rows: <image> is 61, the pad 62" in source.notes[0]
+    for name, address, dim in (
+        ("model.embed_tokens.weight", "llm/embed/embedding", 0),
+        ("lm_head.weight", "llm/lm_head/kernel", 1),
+    ):
+        old = written[name].numpy()
+        mean = old.astype(np.float64).mean(0).astype(np.float16)
+        table = np.moveaxis(source.read(address), dim, 0)
+        assert np.array_equal(table[: tiny.WORDS], old)
+        assert np.array_equal(table[tiny.WORDS :], np.stack([mean] * 3))
+    assert np.array_equal(
+        source.read("llm/embed/embedding", np.s_[59:63, 4:6]),
+        source.read("llm/embed/embedding")[59:63, 4:6],
+    )
+
+
+def test_a_tower_that_is_only_named_must_be_given(model, parts, tmp_path):
+    written = tiny.write_original(tmp_path / "llava", model, tower=False, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"not in it: give --vision DIR .* of some/tower"):
+        open_model(tmp_path / "llava")
+    source = open_model(tmp_path / "llava", vision=parts[0])
+    assert source.folder_of("vision/class_token/embedding") == str(parts[0])
+    assert source.folder_of("llm/norm/scale") == str(tmp_path / "llava")
+    for address, expected in numbers(model).items():
+        if address.startswith("vision/"):
+            assert np.array_equal(source.read(address), expected), address
+    save(tmp_path / "whole", "llava", source)
+    found = tiny.read_all(tmp_path / "whole")
+    tiny.assert_same({name: found[name] for name in written}, written)
+    assert len(found) == len(written) + 5 + 2 + 16 * 3
+
+
+def test_joined_parts_have_a_fresh_projector(model, parts, tmp_path):
+    clip, llm = parts
+    source = join(clip, llm)
+    assert source.missing == tuple(sorted(source.missing)) == PROJECTOR
+    assert not set(PROJECTOR) & set(source.shapes)
+    assert source.config == tiny_llava.our_config()
+    assert "grew" in source.notes[0]
+    with pytest.raises(ValueError, match="have no numbers"):
+        load(source, ["projector/layers_0/bias"])
+    with pytest.raises(ValueError, match="have no numbers"):
+        save(tmp_path / "hf", "hf", source)
+    assert not (tmp_path / "hf").exists()
+    fresh = {address: numbers(model)[address] for address in PROJECTOR}
+    save(tmp_path / "hf", "hf", source, fresh)
+    again = open_model(tmp_path / "hf")
+    assert again.missing == ()
+    assert again.dtype("projector/layers_0/kernel") == source.dtype("llm/embed/embedding")
+    with pytest.raises(ValueError, match="expected the layout clip, found llama"):
+        join(llm, clip)
+    with pytest.raises(ValueError, match="holds a bare llama"):
+        open_model(llm)
+
+
+def test_all_faults_come_at_once(model, tmp_path):
+    tensors = tiny.write_hf(tmp_path, model)
+    layer = "language_model.model.layers.1."
+    del tensors[f"{layer}mlp.up_proj.weight"]
+    tensors[f"{layer}self_attn.k_proj.weight"] = torch.zeros(7, 48, dtype=torch.float16)
+    tensors["language_model.model.norm.weight"] = torch.zeros(48, dtype=torch.int32)
+    tensors[f"{layer}input_layernorm.weight"] = torch.zeros(48)
+    tensors["language_model.model.layers.2.input_layernorm.weight"] = torch.zeros(48)
+    tensors["vision_tower.vision_model.embeddings.position_ids"] = torch.arange(5)
+    safetensors.torch.save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError) as error:
+        open_model(tmp_path)
+    message = str(error.value)
+    for line in (
+        "5 fault(s)",
+        f"{layer}mlp.up_proj.weight: missing (it gives llm/layers/mlp/up_proj/kernel)",
+        f"{layer}self_attn.k_proj.weight: expected [24, 48], found [7, 48]",
+        "norm.weight: expected one of float16, bfloat16, float32, found int32",
+        "language_model.model.layers.2.input_layernorm.weight: unmapped",
+        "llm/layers/norm1/scale: its layers have several dtypes",
+    ):
+        assert line in message
+    assert "position_ids" not in message
+
+
+def test_a_model_that_ours_is_not_is_refused(model, tmp_path):
+    tiny.write_hf(tmp_path / "hf", model)
+    tree = json.loads((tmp_path / "hf" / "config.json").read_text())
+    tree["text_config"] |= {"rope_scaling": {"factor": 8.0}, "hidden_act": "gelu"}
+    tree["vision_feature_layer"] = [-2, -5]
+    tiny.write_json(tmp_path / "hf", "config.json", tree)
+    with pytest.raises(ValueError) as error:
+        open_model(tmp_path / "hf")
+    for line in ("rope_scaling: expected none", "hidden_act: expected 'silu', found 'gelu'",
+                 "vision_feature_layer: expected one layer"):  # fmt: skip
+        assert line in str(error.value)
+    tiny.write_original(tmp_path / "next", model)
+    edit(tmp_path / "next", "config.json", image_aspect_ratio="anyres", mm_projector_type="resam")
+    with pytest.raises(ValueError, match=r"'anyres'\n  mm_projector_type: expected 'linear' or"):
+        open_model(tmp_path / "next")
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(model, tmp_path):
+    tiny.write_hf(tmp_path / "hf", model)
+    edit(tmp_path / "hf", "config.json", image_token_index=5)
+    with pytest.raises(ValueError, match=r"<image> is 61 there, and image_token_index is 5"):
+        open_model(tmp_path / "hf")
+    tiny.write_original(tmp_path / "llava", model)
+    tokenizer = json.loads((tmp_path / "llava" / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["extra"] = tiny.WORDS
+    tiny.write_json(tmp_path / "llava", "tokenizer.json", tokenizer)
+    with pytest.raises(ValueError, match="it has 62 words, the embedding 61 rows"):
+        open_model(tmp_path / "llava")
+
+
+def test_trained_parameters_take_the_dtype_of_the_base(hf, model, tmp_path):
+    folder, written = hf
+    source = open_model(folder)
+    kernel = jax.random.normal(jax.random.key(0), (32, 48))
+    save(
+        tmp_path / "trained", "hf", source, {"projector/layers_0/kernel": kernel},
+        template="vicuna_v1", image_mode="pad",
+    )  # fmt: skip
+    name = "multi_modal_projector.linear_1.weight"
+    expected = torch.tensor(np.asarray(kernel)).half().T
+    tiny.assert_same(tiny.read_all(tmp_path / "trained"), written | {name: expected})
+    again = open_model(tmp_path / "trained")
+    assert (again.template, again.image_mode) == ("vicuna_v1", "pad")
+    assert again.fingerprint("llm/norm/scale") == source.fingerprint("llm/norm/scale")
+    save(tmp_path / "both", "orbax", Overlay(source, {}, tmp_path, template="llava_v1"))
+    assert open_model(tmp_path / "both").template == "llava_v1"
+
+
+def test_what_was_trained_must_fit(hf):
+    source = open_model(hf[0])
+    trained = {"llm/nothing": np.zeros(1), "llm/norm/scale": np.zeros(3)}
+    with pytest.raises(
+        ValueError, match=r"llm/nothing: no such(.|\n)*expected \[48\], found \[3\]"
+    ):
+        Overlay(source, trained, "run")
+    overlay = Overlay(source, {"llm/norm/scale": np.zeros(48, np.float32)}, "run")
+    assert overlay.folder_of("llm/norm/scale") == "run"
+    assert overlay.folder_of("llm/embed/embedding") == str(hf[0])
+    assert overlay.fingerprint("llm/norm/scale") != source.fingerprint("llm/norm/scale")
+    assert overlay.layout is None
+
+
+def test_a_number_too_large_for_the_dtype_is_an_error(hf, tmp_path):
+    source = open_model(hf[0])
+    trained = {"llm/norm/scale": np.full(48, 1e5, np.float32)}
+    with pytest.raises(ValueError, match="48 of 48 numbers are too large for float16"):
+        save(tmp_path / "out", "hf", source, trained)
+    assert list(tmp_path.iterdir()) == []
+    save(tmp_path / "out", "hf", source, trained, dtype=ml_dtypes.bfloat16)
+    again = open_model(tmp_path / "out")
+    assert {str(info.dtype) for info in again.shapes.values()} == {"bfloat16"}
+    assert json.loads(again.sidecars["config.json"])["torch_dtype"] == "bfloat16"
+
+
+def test_nothing_is_overwritten(hf, tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").write_text("mine")
+    with pytest.raises(FileExistsError, match="choose another name"):
+        save(tmp_path / "kept", "hf", open_model(hf[0]))
+    assert contents(tmp_path / "kept") == {"file": b"mine"}
+    with pytest.raises(ValueError, match="expected one of hf, llava, orbax, found 'gguf'"):
+        save(tmp_path / "new", "gguf", open_model(hf[0]))
+
+
+def test_fingerprints_are_of_the_bytes_in_the_file(hf, original, tmp_path):
+    source = open_model(hf[0])
+    found = {address: source.fingerprint(address) for address in source.shapes}
+    assert all(len(value) == 32 for value in found.values())
+    other = open_model(original[0])
+    assert found["llm/layers/mlp/up_proj/kernel"] == other.fingerprint(
+        "llm/layers/mlp/up_proj/kernel"
+    )
+    assert found["llm/embed/embedding"] != other.fingerprint("llm/embed/embedding")
+
+
+def test_parameters_go_straight_to_their_shards(hf):
+    source = open_model(hf[0])
+    mesh = MeshConfig(data=1, fsdp=2, tensor=2).build(jax.devices()[:4])
+    axes = logical_axes(source.config.abstract())
+    shardings = placements(axes, source.shapes, mesh)
+    params = load(source, source.shapes, shardings=shardings, dtypes="float32")
+    for address, array in params.items():
+        assert array.sharding == shardings[address]
+        assert np.array_equal(array, source.read(address).astype(np.float32)), address
+    kept = load(source, ["llm/norm/scale"], dtypes={"llm/norm/scale": "bfloat16"})
+    assert kept["llm/norm/scale"].dtype == "bfloat16"
+
+
+def test_a_host_reads_a_parameter_once_for_all_its_devices(hf):
+    source = open_model(hf[0])
+    address = "llm/layers/mlp/up_proj/kernel"
+    read = []
+
+    class Watched(Overlay):
+        def read(self, address, index=None):
+            read.append(index)
+            return super().read(address, index)
+
+    mesh = MeshConfig(data=1, fsdp=1, tensor=2).build(jax.devices()[:2])
+    sharding = NamedSharding(mesh, PartitionSpec(None, None, "tensor"))
+    found = load(Watched(source, {}, "run"), [address], shardings={address: sharding})[address]
+    assert read == [(slice(0, 2), slice(0, 48), slice(0, 80))]
+    assert np.array_equal(found, source.read(address))
+    assert found.addressable_shards[1].data.shape == (2, 48, 40)
+
+
+def test_our_layout_is_checked(hf, tmp_path):
+    folder = tmp_path / "ours"
+    save(folder, "orbax", open_model(hf[0]))
+    source = open_model(folder)
+    assert source.folder_of("llm/norm/scale") == str(folder)
+    assert set(source.shapes) == set(llava.shapes(source.config))
+    edit(folder, "astrollava.json", format=99)
+    with pytest.raises(ValueError, match=r"expected format 1 in astrollava.json, found 99"):
+        open_model(folder)
+    facts = json.loads((folder / "astrollava.json").read_text())
+    facts["config"]["llm"]["mlp_dim"] = 81
+    edit(folder, "astrollava.json", format=1, config=facts["config"])
+    with pytest.raises(ValueError, match=r"mlp/up_proj/kernel: expected \[2, 48, 81\], found"):
+        open_model(folder)
