@@ -1,0 +1,186 @@
+"""Greedy decoding: the likeliest token, again and again, until the answer ends.
+
+The whole decoder runs for every token. Shapes are static: prompts of like length share a buffer in
+which their answers grow, and few sizes of buffer exist, so that little is compiled.
+
+    buffer   <s> <img> <img> What ?   A  star  .   .   .
+             prompt (right-padded)    answer       free
+"""
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
+
+from astrollava_jax.batch import Batch, ImageFacts
+from astrollava_jax.inference.prompt import Prompt, to_batch
+from astrollava_jax.params import merge
+from astrollava_jax.sharding import rows_multiple, shard
+
+MAX_POSITIONS = 16_384
+"""Most positions of one batch, so that its activations fit where the model does."""
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "dtype"))
+def complete(
+    graphdef: nnx.GraphDef,
+    params: Mapping[str, Array],
+    batch: Batch,
+    is_stop: Bool[Array, "V"],
+    max_new_tokens: Int[Array, ""],
+    *,
+    dtype: str,
+) -> tuple[Int[Array, "B T"], Int[Array, "B"]]:
+    """The buffer with every row's answer behind its prompt, and where each row then ends.
+
+    A stop token ends an answer and is not written. Empty rows stay empty.
+    """
+    model = merge(graphdef, params)
+    features = _features(model, batch, dtype)
+    place = jnp.arange(batch.tokens.shape[1])
+
+    def goes_on(state):
+        step, _, _, done = state
+        return (step < max_new_tokens) & ~done.all()
+
+    def advance(state):
+        step, tokens, ends, done = state
+        token = jnp.argmax(next_logits(tokens, ends), axis=-1)
+        done |= is_stop[token]
+        here = (place == ends[:, None]) & ~done[:, None]
+        return step + 1, jnp.where(here, token[:, None], tokens), ends + ~done, done
+
+    def next_logits(tokens, ends):
+        x = model.place(tokens, batch.feature_index, features)
+        filled = (place < ends[:, None]).astype(jnp.int32)
+        hidden = model.llm(shard(x, "batch", "length", None), filled, batch.positions)
+        last = jnp.take_along_axis(hidden, jnp.maximum(ends - 1, 0)[:, None, None], axis=1)[:, 0]
+        # In bfloat16 the best two tokens would often tie.
+        return model.logits(last.astype(jnp.float32))
+
+    ends = batch.segment_ids.sum(axis=1)
+    state = (0, batch.tokens, ends, ends == 0)
+    _, tokens, ends, _ = jax.lax.while_loop(goes_on, advance, state)
+    return tokens, ends
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "dtype"))
+def all_logits(
+    graphdef: nnx.GraphDef, params: Mapping[str, Array], batch: Batch, *, dtype: str
+) -> Float[Array, "B T V"]:
+    """Scores of every word at every position, in float32."""
+    model = merge(graphdef, params)
+    return model.logits(model(batch, dtype=jnp.dtype(dtype)).astype(jnp.float32))
+
+
+def _features(model: Any, batch: Batch, dtype: str) -> Float[Array, "B IP D"]:
+    rows, per_row, *square = batch.images.shape
+    images = batch.images.reshape(rows * per_row, *square)
+    features = model.encode(shard(images, "batch", None, None, None), jnp.dtype(dtype))
+    return features.reshape(rows, -1, features.shape[-1])
+
+
+def batches(
+    prompts: Sequence[Prompt], room: int, facts: ImageFacts, mesh: Mesh | None = None
+) -> Iterator[tuple[list[int], Batch]]:
+    """Prompts of like length and equally many images together, with `room` positions to grow.
+
+    Yields the numbers of the prompts, and the batch whose first rows they are. A prompt's buffer
+    has the same length in whatever company it comes.
+    """
+
+    def size(number: int) -> tuple[int, int]:
+        prompt = prompts[number]
+        return buffer_length(len(prompt.tokens) + room), prompt.places
+
+    for (length, places), alike in itertools.groupby(
+        sorted(range(len(prompts)), key=size), key=size
+    ):
+        numbers = list(alike)
+        most = 1 << max(1, MAX_POSITIONS // length).bit_length() - 1
+        for start in range(0, len(numbers), most):
+            chunk = numbers[start : start + most]
+            rows = _rows(len(chunk), mesh)
+            chosen = [prompts[number] for number in chunk]
+            yield chunk, to_batch(chosen, rows, length, places, facts)
+
+
+def generate(
+    graphdef: nnx.GraphDef,
+    params: Mapping[str, Array],
+    prompts: Sequence[Prompt],
+    facts: ImageFacts,
+    *,
+    stop_ids: Sequence[int],
+    max_new_tokens: int,
+    vocab_size: int,
+    dtype: str,
+    mesh: Mesh | None = None,
+) -> list[list[int]]:
+    """The ids of the answer to each prompt, without the token that ended it."""
+    answers: list[list[int]] = [[] for _ in prompts]
+    is_stop = np.isin(np.arange(vocab_size), list(stop_ids))
+    with _on(mesh), _precise(dtype):
+        for numbers, batch in batches(prompts, max_new_tokens, facts, mesh):
+            limit = np.int32(max_new_tokens)
+            tokens, ends = jax.device_get(
+                complete(graphdef, params, batch, is_stop, limit, dtype=dtype)
+            )
+            for row, number in enumerate(numbers):
+                answers[number] = tokens[row, len(prompts[number].tokens) : ends[row]].tolist()
+    return answers
+
+
+def logits(
+    graphdef: nnx.GraphDef,
+    params: Mapping[str, Array],
+    prompts: Sequence[Prompt],
+    facts: ImageFacts,
+    *,
+    vocab_size: int,
+    dtype: str,
+    mesh: Mesh | None = None,
+) -> Float[np.ndarray, "B T V"]:
+    """Scores at every position of each prompt; zeros behind the shorter ones."""
+    longest = max((len(prompt.tokens) for prompt in prompts), default=0)
+    found = np.zeros((len(prompts), longest, vocab_size), np.float32)
+    with _on(mesh), _precise(dtype):
+        for numbers, batch in batches(prompts, 0, facts, mesh):
+            scores = jax.device_get(all_logits(graphdef, params, batch, dtype=dtype))
+            for row, number in enumerate(numbers):
+                end = len(prompts[number].tokens)
+                found[number, :end] = scores[row, :end]
+    return found
+
+
+def buffer_length(positions: int) -> int:
+    """The next of few lengths, four per doubling: 32 64 96 128 160 192 224 256 320 384 448 512."""
+    step = max(32, 2 ** (positions.bit_length() - 3))
+    return -(-positions // step) * step
+
+
+def _rows(count: int, mesh: Mesh | None) -> int:
+    """The next power of two that the mesh divides."""
+    multiple = 1 if mesh is None else rows_multiple(mesh)
+    rows = 1 << (count - 1).bit_length()
+    return -(-rows // multiple) * multiple
+
+
+def _on(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """Computes on the mesh, if there is one."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def _precise(dtype: str) -> contextlib.AbstractContextManager[Any]:
+    """Makes float32 mean float32: full products on every device."""
+    if dtype == "float32":
+        return jax.default_matmul_precision("highest")
+    return contextlib.nullcontext()
