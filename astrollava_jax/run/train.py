@@ -134,21 +134,29 @@ def _warn(console: Console, data: Data) -> None:
 def _initial(run: RunConfig, opened: directory.Opened, stage: Stage, fresh: list[str]) -> Params:
     """Every parameter on the devices: read from the source, or made from the seed."""
     model = stage.model
-    dtypes = {
-        address: run.precision.frozen if fate == FROZEN else run.precision.trainable
+    read = [address for address in model.shapes if address not in fresh]
+    params = directory.read_params(opened, read, stage.shardings, dtypes_of(run, model))
+    return params | make_fresh(run, model, stage.shardings)
+
+
+def dtypes_of(run: RunConfig, model: Model) -> dict[str, str]:
+    """What every parameter is kept as."""
+    precision = run.precision
+    return {
+        address: precision.frozen if fate == FROZEN else precision.trainable
         for address, fate in model.fates.items()
     }
-    read = [address for address in model.shapes if address not in fresh]
-    params = directory.read_params(opened, read, stage.shardings, dtypes)
-    if fresh:
 
-        def make(seed: Any) -> Params:
-            made = split(model.config.build(nnx.Rngs(jax.random.key(seed))))[1]
-            return {address: made[address].astype(dtypes[address]) for address in fresh}
 
-        made = jax.jit(make, out_shardings={address: stage.shardings[address] for address in fresh})
-        params |= made(run.seed)
-    return params
+def make_fresh(run: RunConfig, model: Model, shardings: Mapping[str, Any]) -> Params:
+    """The parameters of `init.fresh`, made from the run's seed."""
+    fresh, dtypes = select(run.init.fresh, model.shapes), dtypes_of(run, model)
+
+    def make(seed: Any) -> Params:
+        made = split(model.config.build(nnx.Rngs(jax.random.key(seed))))[1]
+        return {address: made[address].astype(dtypes[address]) for address in fresh}
+
+    return jax.jit(make, out_shardings={a: shardings[a] for a in fresh})(run.seed)
 
 
 def _begin(

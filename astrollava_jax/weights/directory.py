@@ -19,7 +19,7 @@ from astrollava_jax.weights.layout import Index
 from astrollava_jax.weights.llava import CLIP, HF, LLAMA, ORBAX, ORIGINAL, Layout
 from astrollava_jax.weights.orbax import FACTS, OrbaxSource
 from astrollava_jax.weights.source import Source
-from astrollava_jax.weights.tensors import Tensors, open_tensors
+from astrollava_jax.weights.tensors import Tensors, has_tensors, open_tensors
 
 Tree = Mapping[str, Any]
 
@@ -144,9 +144,11 @@ def join(vision: files.Where, llm: files.Where) -> Source:
 def _open_hf(folder: str) -> Source:
     tree, processor = _config(folder), _processor(folder)
     config = _told(folder, foreign_config.read_hf, tree, processor)
-    bound = _bind(HF, config, open_tensors(folder))
+    # A shape without numbers is a model too: one to be made from a seed, or to be planned for.
+    bound = _bind(HF, config, open_tensors(folder)) if has_tensors(folder) else {}
+    missing = tuple(address for address in llava.shapes(config) if address not in bound)
     mode = foreign_config.read_pixels(processor).mode
-    source = _describe(folder, config, bound, layout=HF.name, image_mode=mode)
+    source = _describe(folder, config, bound, layout=HF.name, image_mode=mode, missing=missing)
     image = tree.get("image_token_index", 32000)
     if source.tokenizer_folder is None:
         source.words = min(image, source.words)

@@ -54,6 +54,13 @@ class Tensors:
             yield self.read(name, (slice(start, min(start + step, rows.stop)), *rest)).tobytes()
 
 
+def has_tensors(folder: files.Where) -> bool:
+    """Whether a folder has weights in a known format, whole or not."""
+    names = [name for name, _ in FORMATS] + [f"{name}.index.json" for name, _ in FORMATS]
+    shards = files.names(folder, r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)")
+    return bool(shards) or any(files.exists(files.join(folder, name)) for name in names)
+
+
 def open_tensors(folder: files.Where) -> Tensors:
     """Opens the weights of a folder; no tensor is read yet.
 

@@ -1,0 +1,157 @@
+"""The recipe of the quickstart: a small model's shape, and the three stages as files.
+
+Sizes and rates were found by trying; the arms of spirals are the last thing that is learned, so a
+shorter stage 0 loses those first.
+"""
+
+from typing import Any
+
+from astrollava_jax.models.vision import CLIP_MEAN, CLIP_STD
+from astrollava_jax.quickstart.vocabulary import MAX_LENGTH, SPECIALS, words
+
+IMAGE_SIZE = 64
+"""Side of a picture, in pixels."""
+
+STAGE0_SEED, STAGE1_SEED, HELD_OUT_SEED = 100, 200, 300
+"""Three skies: no picture of one stands in another."""
+
+STAGE0_PICTURES, TRAIN_PICTURES, HELD_OUT_PICTURES = 24000, 8000, 400
+
+STAGE0 = """\
+# Stage 0: stand-ins for CLIP and Vicuna. A frozen random decoder cannot be aligned with anything,
+# so everything trains here on captions of another sky; the projector is thrown away afterwards.
+out: {folder}/runs/stage0
+seed: 0
+steps: 1300
+init: {{model: {folder}/parts/initial, fresh: [".*"]}}  # a shape without weights: all from the seed
+data:
+  - {{records: {folder}/parts/sky, template: plain, image: pad}}
+batch: {{samples: 64, length: 128, packing: true}}
+loss: tokens
+optimizer:
+  groups: [{{name: everything, params: ".*", peak_lr: 1.5e-3}}]
+  betas: [0.9, 0.98]
+  weight_decay: 0.01
+  clip_norm: 1.0
+  schedule: {{type: cosine, warmup_fraction: 0.05, final_fraction: 0.02}}
+precision: {{compute: float32, trainable: float32, frozen: float32}}
+remat: none
+checkpoint: {{every_seconds: 120, keep: 2}}
+workers: 0                       # pictures this small are decoded faster than sent
+log: {{every_steps: 100}}
+"""
+
+STAGE1 = """\
+# Stage 1: teach a fresh projector to speak the decoder's language. Nothing else moves.
+out: {folder}/runs/stage1
+seed: 0
+steps: 150
+init: {{model: {folder}/parts/model, fresh: ["projector/.*"]}}
+data:
+  - {{records: {folder}/data/train, template: plain, image: pad}}
+batch: {{samples: 64, length: 128, packing: true}}
+loss: tokens
+optimizer:
+  groups: [{{name: projector, params: "projector/.*", peak_lr: 2.0e-3}}]
+  frozen: ["vision/.*", "llm/.*"]
+  betas: [0.9, 0.98]
+  clip_norm: 1.0
+  schedule: {{type: cosine, warmup_fraction: 0.06, final_fraction: 0.02}}
+precision: {{compute: float32, trainable: float32, frozen: float32}}
+remat: none
+checkpoint: {{every_seconds: 120, keep: 2}}
+evaluate: {{records: {folder}/data/heldout, every_steps: 50}}
+workers: 0
+log: {{every_steps: 25}}
+"""
+
+STAGE2 = """\
+# Stage 2: the decoder and the projector learn to answer. Some captions stay in the mixture, so that
+# what stage 1 taught is not forgotten.
+out: {folder}/runs/stage2
+seed: 0
+steps: 300
+init: {{model: {folder}/runs/stage1}}
+data:
+  - {{records: {folder}/data/train, template: model, image: pad}}
+  - {{records: {folder}/data/train, template: plain, image: pad, weight: 0.25}}
+batch: {{samples: 64, length: 128, packing: true}}
+loss: tokens
+optimizer:
+  groups:
+    - {{name: projector, params: "projector/.*", peak_lr: 1.0e-3}}
+    - {{name: llm, params: "llm/.*", peak_lr: 1.0e-3}}
+  frozen: ["vision/.*"]
+  betas: [0.9, 0.98]
+  clip_norm: 1.0
+  schedule: {{type: cosine, warmup_fraction: 0.06, final_fraction: 0.02}}
+precision: {{compute: float32, trainable: float32, frozen: float32}}
+remat: none
+checkpoint: {{every_seconds: 120, keep: 2}}
+evaluate: {{records: {folder}/data/heldout, every_steps: 100}}
+workers: 0
+log: {{every_steps: 50}}
+"""
+
+STAGES = {"stage0": STAGE0, "stage1": STAGE1, "stage2": STAGE2}
+
+
+def initial_config() -> dict[str, Any]:
+    """The `config.json` of the small model, in transformers' words."""
+    text = {
+        "model_type": "llama",
+        "vocab_size": len(words()),
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": MAX_LENGTH,
+        "tie_word_embeddings": True,
+        "bos_token_id": SPECIALS.index("<s>"),
+        "eos_token_id": SPECIALS.index("</s>"),
+        "pad_token_id": SPECIALS.index("<pad>"),
+    }
+    tower = {
+        "model_type": "clip_vision_model",
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,  # the last is never read: select_layer is -2, as with CLIP
+        "num_attention_heads": 4,
+        "image_size": IMAGE_SIZE,
+        "patch_size": 16,
+        "projection_dim": 128,
+    }
+    return {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "image_token_index": SPECIALS.index("<image>"),
+        "projector_hidden_act": "gelu",
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "image_seq_length": (IMAGE_SIZE // tower["patch_size"]) ** 2,
+        "tie_word_embeddings": True,
+        "dtype": "float32",
+        "text_config": text,
+        "vision_config": tower,
+    }
+
+
+def image_processor() -> dict[str, Any]:
+    """The `preprocessor_config.json` of the small model."""
+    return {
+        "image_processor_type": "LlavaImageProcessor",
+        "do_pad": True,
+        "do_resize": True,
+        "size": {"shortest_edge": IMAGE_SIZE},
+        "do_center_crop": True,
+        "crop_size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        "resample": 3,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(CLIP_MEAN),
+        "image_std": list(CLIP_STD),
+        "do_convert_rgb": True,
+    }
