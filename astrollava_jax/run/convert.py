@@ -7,14 +7,15 @@ from flax import nnx
 
 from astrollava_jax import files
 from astrollava_jax.params import Params, split
+from astrollava_jax.run.config import InitConfig
+from astrollava_jax.run.directory import Opened, open_any, open_init
 from astrollava_jax.weights.binding import READABLE
-from astrollava_jax.weights.directory import join, open_model
 from astrollava_jax.weights.save import save
 from astrollava_jax.weights.source import Source
 
 
 def convert(
-    source: files.Where | Source | None,
+    source: files.Where | None,
     target: files.Where,
     layout: str,
     *,
@@ -26,7 +27,7 @@ def convert(
     """Writes a model in another layout, and says what was read and written.
 
     Args:
-        source: the model, or its directory; None where `vision` and `llm` stand in its place.
+        source: the model's directory; None where `vision` and `llm` stand in its place.
         target: the directory to write; it must not be there, or be empty.
         layout: `hf`, `llava` or `orbax`.
         vision: the tower's directory: to be joined with `llm`, or for an original directory that
@@ -38,14 +39,23 @@ def convert(
     Raises:
         ValueError: if the directories do not fit together, or the layout cannot hold the model.
     """
-    model = _open(source, vision, llm)
+    opened = _open(source, vision, llm)
+    model = opened.source
     print(f"read     {_origin(model)}: {_size(model)}")
     for note in model.notes:
         print(f"note     {note}")
     fresh = fresh_projector(model, seed)
     if fresh:
         print(f"note     the projector is fresh (seed {seed}): train it before you ask")
-    save(target, layout, model, fresh, dtype=None if dtype is None else _dtype(dtype))
+    save(
+        target,
+        layout,
+        model,
+        fresh,
+        dtype=None if dtype is None else _dtype(dtype),
+        template=opened.template,
+        image_mode=opened.image_mode,  # pyright: ignore[reportArgumentType]
+    )
     print(f"written  {target}: layout {layout}, {_written(target)}")
 
 
@@ -60,14 +70,13 @@ def fresh_projector(model: Source, seed: int) -> Params:
 
 
 def _open(
-    source: files.Where | Source | None, vision: files.Where | None, llm: files.Where | None
-) -> Source:
-    if isinstance(source, Source):
-        return source
+    source: files.Where | None, vision: files.Where | None, llm: files.Where | None
+) -> Opened:
+    tower = None if vision is None else str(vision)
     if source is not None and llm is None:
-        return open_model(source, vision=vision)
-    if source is None and llm is not None and vision is not None:
-        return join(vision, llm)
+        return open_any(str(source), vision=tower)
+    if source is None and llm is not None and tower is not None:
+        return open_init(InitConfig(vision=tower, llm=str(llm)))
     raise ValueError(
         "convert: expected a model's directory, or --vision DIR and --llm DIR in its place; found "
         f"model {source}, --vision {vision}, --llm {llm}"

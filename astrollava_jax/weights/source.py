@@ -87,14 +87,15 @@ class Overlay(Source):
 
     Args:
         source: the base.
-        trained: arrays by address, in our shapes; they are given in the base's dtype.
+        trained: arrays by address, in our shapes; they are given in the base's dtype. A mapping
+            that reads its arrays when asked is asked for one at a time.
         folder: the directory that `trained` comes from.
         template: how it was trained to be spoken to, unless as the base.
         image_mode: how it was trained to see pictures, unless as the base.
         dtype: what all parameters become, unless what they are stored as.
 
     Raises:
-        ValueError: if `trained` does not fit the model; lists all that does not.
+        ValueError: if `trained` has addresses that the model has not; lists all of them.
     """
 
     def __init__(
@@ -107,8 +108,11 @@ class Overlay(Source):
         image_mode: Literal["pad", "crop"] | None = None,
         dtype: Any = None,
     ):
-        _check_shapes(trained, llava.shapes(source.config))
-        self._base, self._trained, self._folder = source, dict(trained), str(folder)
+        unknown = sorted(set(trained) - set(llava.shapes(source.config)))
+        if unknown:
+            raise ValueError(f"{folder}: the model has no parameters {', '.join(unknown)}")
+        self._base, self._trained, self._folder = source, trained, str(folder)
+        self._last: tuple[str, Any] = ("", None)
         self._dtype = None if dtype is None else np.dtype(dtype)
         fields = {field.name: getattr(source, field.name) for field in dataclasses.fields(source)}
         super().__init__(**fields)
@@ -121,7 +125,7 @@ class Overlay(Source):
     def read(self, address: str, index: Index | None = None) -> Shaped[np.ndarray, "..."]:
         """A parameter, or a part of it."""
         if address in self._trained:
-            array = self._trained[address]
+            array = self._array(address)
             array = np.asarray(array if index is None else array[index])
         else:
             array = self._base.read(address, index)
@@ -152,23 +156,22 @@ class Overlay(Source):
         self.tokenizer_folder = tokenizer.folder
         self.layout = None
 
+    def _array(self, address: str) -> Any:
+        """What was trained of a parameter; the last one is kept, for it is read layer by layer."""
+        if self._last[0] != address:
+            self._last = ("", None)
+            self._last = (address, self._trained[address])
+            expected, found = llava.shapes(self.config)[address], tuple(self._last[1].shape)
+            if found != expected:
+                raise ValueError(f"{address}: expected {list(expected)}, found {list(found)}")
+        return self._last[1]
+
     def _restates(self) -> bool:
         """Whether the base's files say something else than what is true of this model."""
         said = (self._base.template, self._base.image_mode)
         return (self.template, self.image_mode) != said or any(
             self.dtype(address) != self._base.dtype(address) for address in self._base.shapes
         )
-
-
-def _check_shapes(trained: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
-    faults = [f"{address}: no such parameter" for address in trained if address not in shapes]
-    faults += [
-        f"{address}: expected {list(shapes[address])}, found {list(array.shape)}"
-        for address, array in trained.items()
-        if address in shapes and tuple(array.shape) != shapes[address]
-    ]
-    if faults:
-        raise ValueError("what was trained does not fit the model:\n  " + "\n  ".join(faults))
 
 
 def cast(
