@@ -1,10 +1,11 @@
 """Greedy decoding: the likeliest token, again and again, until the answer ends.
 
-The whole decoder runs for every token. Shapes are static: prompts of like length share a buffer in
-which their answers grow, and few sizes of buffer exist, so that little is compiled.
+All shapes are static: prompts of like length share a batch, padded on the right, and few lengths
+exist, so that little is compiled. An answer follows its own prompt, over the padding:
 
-    buffer   <s> <img> <img> What ?   A  star  .   .   .
-             prompt (right-padded)    answer       free
+    prompt     <s> <img> <img>  What  ?    .     .     .
+    answer                                 A   star  </s>
+    position    0    1     2     3    4    5     6     7
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from astrollava_jax.batch import Batch, ImageFacts
+from astrollava_jax.inference.cache import empty_cache, read_on
 from astrollava_jax.inference.prompt import Prompt, to_batch
 from astrollava_jax.params import merge
 from astrollava_jax.sharding import rows_multiple, shard
@@ -29,47 +31,49 @@ MAX_POSITIONS = 16_384
 """Most positions of one batch, so that its activations fit where the model does."""
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "dtype"))
+@functools.partial(jax.jit, static_argnames=("graphdef", "room", "dtype"))
 def complete(
     graphdef: nnx.GraphDef,
     params: Mapping[str, Array],
     batch: Batch,
     is_stop: Bool[Array, "V"],
-    max_new_tokens: Int[Array, ""],
+    limit: Int[Array, ""],
     *,
+    room: int,
     dtype: str,
-) -> tuple[Int[Array, "B T"], Int[Array, "B"]]:
-    """The buffer with every row's answer behind its prompt, and where each row then ends.
+) -> Int[Array, "B room"]:
+    """The answers to a batch, at most `limit` tokens each; -1 from where an answer ended.
 
-    A stop token ends an answer and is not written. Empty rows stay empty.
+    The token that ends an answer is not part of it. Empty rows answer nothing.
     """
     model = merge(graphdef, params)
-    features = _features(model, batch, dtype)
-    place = jnp.arange(batch.tokens.shape[1])
+    rows, length = batch.tokens.shape
+    ends = batch.segment_ids.sum(axis=1)
+    x = model.place(batch.tokens, batch.feature_index, _features(model, batch, dtype))
+    cache = empty_cache(model.llm, rows, length + room, x.dtype)
+    hidden, cache = read_on(model.llm, shard(x, "batch", "length", None), batch.positions, cache)
+    last = jnp.take_along_axis(hidden, jnp.maximum(ends - 1, 0)[:, None, None], axis=1)
+
+    def likeliest(hidden):
+        # In bfloat16 the best two tokens would often tie.
+        return jnp.argmax(model.logits(hidden[:, 0].astype(jnp.float32)), axis=-1)
 
     def goes_on(state):
-        step, _, _, done = state
-        return (step < max_new_tokens) & ~done.all()
+        step, _, done, _, _ = state
+        return (step < limit) & ~done.all()
 
     def advance(state):
-        step, tokens, ends, done = state
-        token = jnp.argmax(next_logits(tokens, ends), axis=-1)
-        done |= is_stop[token]
-        here = (place == ends[:, None]) & ~done[:, None]
-        return step + 1, jnp.where(here, token[:, None], tokens), ends + ~done, done
+        step, token, done, answers, cache = state
+        answers = answers.at[:, step].set(jnp.where(done, -1, token))
+        x = model.llm.embed(token[:, None], jnp.dtype(dtype))
+        hidden, cache = read_on(model.llm, x, (ends + step)[:, None], cache)
+        token = likeliest(hidden)
+        return step + 1, token, done | is_stop[token], answers, cache
 
-    def next_logits(tokens, ends):
-        x = model.place(tokens, batch.feature_index, features)
-        filled = (place < ends[:, None]).astype(jnp.int32)
-        hidden = model.llm(shard(x, "batch", "length", None), filled, batch.positions)
-        last = jnp.take_along_axis(hidden, jnp.maximum(ends - 1, 0)[:, None, None], axis=1)[:, 0]
-        # In bfloat16 the best two tokens would often tie.
-        return model.logits(last.astype(jnp.float32))
-
-    ends = batch.segment_ids.sum(axis=1)
-    state = (0, batch.tokens, ends, ends == 0)
-    _, tokens, ends, _ = jax.lax.while_loop(goes_on, advance, state)
-    return tokens, ends
+    token = likeliest(last)
+    answers = jnp.full((rows, room), -1)
+    state = (0, token, is_stop[token] | (ends == 0), answers, cache)
+    return jax.lax.while_loop(goes_on, advance, state)[3]
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "dtype"))
@@ -91,24 +95,24 @@ def _features(model: Any, batch: Batch, dtype: str) -> Float[Array, "B IP D"]:
 def batches(
     prompts: Sequence[Prompt], room: int, facts: ImageFacts, mesh: Mesh | None = None
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Prompts of like length and equally many images together, with `room` positions to grow.
+    """Prompts of like length and equally many images together; answers will take `room`.
 
-    Yields the numbers of the prompts, and the batch whose first rows they are. A prompt's buffer
-    has the same length in whatever company it comes.
+    Yields the numbers of the prompts, and the batch whose first rows they are. A prompt is padded
+    to the same length in whatever company it comes.
     """
 
     def size(number: int) -> tuple[int, int]:
         prompt = prompts[number]
-        return buffer_length(len(prompt.tokens) + room), prompt.places
+        return padded_length(len(prompt.tokens)), prompt.places
 
     for (length, places), alike in itertools.groupby(
         sorted(range(len(prompts)), key=size), key=size
     ):
         numbers = list(alike)
-        most = 1 << max(1, MAX_POSITIONS // length).bit_length() - 1
+        most = 1 << max(1, MAX_POSITIONS // (length + room)).bit_length() - 1
+        rows = _rows(min(len(numbers), most), mesh)
         for start in range(0, len(numbers), most):
             chunk = numbers[start : start + most]
-            rows = _rows(len(chunk), mesh)
             chosen = [prompts[number] for number in chunk]
             yield chunk, to_batch(chosen, rows, length, places, facts)
 
@@ -128,14 +132,12 @@ def generate(
     """The ids of the answer to each prompt, without the token that ended it."""
     answers: list[list[int]] = [[] for _ in prompts]
     is_stop = np.isin(np.arange(vocab_size), list(stop_ids))
+    limit, room = np.int32(max_new_tokens), padded_length(max_new_tokens)
     with _on(mesh), _precise(dtype):
-        for numbers, batch in batches(prompts, max_new_tokens, facts, mesh):
-            limit = np.int32(max_new_tokens)
-            tokens, ends = jax.device_get(
-                complete(graphdef, params, batch, is_stop, limit, dtype=dtype)
-            )
-            for row, number in enumerate(numbers):
-                answers[number] = tokens[row, len(prompts[number].tokens) : ends[row]].tolist()
+        for numbers, batch in batches(prompts, room, facts, mesh):
+            said = complete(graphdef, params, batch, is_stop, limit, room=room, dtype=dtype)
+            for number, tokens in zip(numbers, jax.device_get(said)):
+                answers[number] = tokens[tokens >= 0].tolist()
     return answers
 
 
@@ -161,7 +163,7 @@ def logits(
     return found
 
 
-def buffer_length(positions: int) -> int:
+def padded_length(positions: int) -> int:
     """The next of few lengths, four per doubling: 32 64 96 128 160 192 224 256 320 384 448 512."""
     step = max(32, 2 ** (positions.bit_length() - 3))
     return -(-positions // step) * step

@@ -1,0 +1,74 @@
+"""The decoder with a memory: keys and values of earlier positions are kept, not computed again.
+
+The way through a block is written out once more here, since its keys and values have to come out. A
+test holds it to the model without a memory.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from astrollava_jax.models.layers import rotary_angles, rotate
+from astrollava_jax.models.llama import Llama
+from astrollava_jax.sharding import shard
+
+
+class Cache(NamedTuple):
+    """What all layers remember of each row: at most S positions, filled from the left."""
+
+    keys: Float[Array, "L B S K H"]
+    values: Float[Array, "L B S K H"]
+
+
+def empty_cache(llm: Llama, rows: int, length: int, dtype: jnp.dtype) -> Cache:
+    """Room for `length` positions in each row."""
+    config = llm.config
+    shape = (config.num_layers, rows, length, config.num_kv_heads, config.head_dim)
+    nothing = shard(jnp.zeros(shape, dtype), "layers", "batch", "length", "heads", "head_dim")
+    return Cache(nothing, nothing)
+
+
+def read_on(
+    llm: Llama, x: Float[Array, "B T D"], positions: Int[Array, "B T"], cache: Cache
+) -> tuple[Float[Array, "B T D"], Cache]:
+    """The last normed hidden states of some more positions of each row, and a longer memory.
+
+    A position sees itself and what stands before it. What an earlier call left at these positions,
+    say for the padding of a prompt, is overwritten before anything can see it.
+    """
+    angles = rotary_angles(positions, llm.config.head_dim, llm.config.rope_theta)
+    rows = jnp.arange(x.shape[0])[:, None]
+    graphdef, layers = nnx.split(llm.layers)
+
+    def one(x, item):
+        layer, keys, values = item
+        block = nnx.merge(graphdef, layer)
+        normed = block.norm1(x)
+        keys = keys.at[rows, positions].set(rotate(block.attn.k_proj(normed), angles))
+        values = values.at[rows, positions].set(block.attn.v_proj(normed))
+        queries = rotate(block.attn.q_proj(normed), angles)
+        x = x + block.attn.o_proj(_recall(queries, keys, values, positions))
+        return x + block.mlp(block.norm2(x)), Cache(keys, values)
+
+    x, cache = jax.lax.scan(one, x, (layers, *cache))
+    return llm.norm(x), cache
+
+
+def _recall(
+    queries: Float[Array, "B T N H"],
+    keys: Float[Array, "B S K H"],
+    values: Float[Array, "B S K H"],
+    positions: Int[Array, "B T"],
+) -> Float[Array, "B T N H"]:
+    """Attention of some positions to all that is remembered up to them; softmax in float32."""
+    grouped = queries.reshape(*queries.shape[:2], keys.shape[2], -1, queries.shape[-1])
+    scores = jnp.einsum("BTKGH,BSKH->BKGTS", grouped, keys, preferred_element_type=jnp.float32)
+    seen = jnp.arange(keys.shape[1]) <= positions[..., None]  # B T S
+    scores = jnp.where(
+        seen[:, None, None], scores * keys.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min
+    )
+    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, values).reshape(queries.shape)
