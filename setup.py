@@ -24,6 +24,9 @@ setup(
         "tensorflow-datasets>=4.9.10,<5",
         "grain>=0.2.18,<0.3",
         "sentencepiece>=0.2",
+        "protobuf>=4",  # sentencepiece's model format
+        "tokenizers>=0.20",
+        "jinja2>=3.1.6",
         "importlib_resources",  # tensorflow-datasets imports it without saying so
         "google-crc32c>=1.5",
         "pydantic>=2.7",
@@ -46,6 +49,7 @@ setup(
             "beartype>=0.18",
             "gguf>=0.10",
             "pyright",
+            "pyongc>=1.2",
             "pytest>=8",
             "pytest-timeout",
             "ruff",

@@ -46,7 +46,7 @@ STAGE1 = """\
 out: {folder}/runs/stage1
 seed: 0
 steps: 150
-init: {{model: {folder}/parts/model, fresh: ["projector/.*"]}}
+init: {{vision: {folder}/parts/vision, llm: {folder}/parts/llm, fresh: ["projector/.*"]}}
 data:
   - {{records: {folder}/data/train, template: plain, image: pad}}
 batch: {{samples: 64, length: 128, packing: true}}

@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Iterator
 
-import jax
 import numpy as np
 from PIL import Image
 from rich.console import Console
@@ -27,11 +26,14 @@ from astrollava_jax.quickstart.questions import QUESTIONS
 from astrollava_jax.quickstart.vocabulary import tokenizer_files
 from astrollava_jax.run.config import RunConfig
 from astrollava_jax.run.convert import convert
-from astrollava_jax.run.directory import open_any
+from astrollava_jax.run.directory import open_any, open_init
 from astrollava_jax.run.model import load_model, to_answer
 from astrollava_jax.run.stage import describe
 from astrollava_jax.run.train import make_fresh, train
+from astrollava_jax.sharding import placements
 from astrollava_jax.training.metrics import read_log
+from astrollava_jax.weights.save import save
+from astrollava_jax.weights.source import Overlay
 
 ANSWER_TOKENS, CAPTION_TOKENS = 16, 48
 PROBES = 3
@@ -118,9 +120,11 @@ class Quickstart:
         self.facts.logs[name] = read_log(self._path("runs", name, "log.jsonl"))
 
     def _keep_parts(self) -> None:
-        """Stage 0's model as files; stage 1 takes all of it but the projector."""
-        if not files.exists(self._path("parts", "model")):
-            convert(self._path("runs", "stage0"), self._path("parts", "model"), "hf")
+        """Stage 0's tower and decoder as directories of their own; its projector goes."""
+        source = open_any(self._path("runs", "stage0")).source
+        for part, layout in (("vision", "clip"), ("llm", "llama")):
+            if not files.exists(self._path("parts", part)):
+                save(self._path("parts", part), layout, source)
 
     def _held_out(self) -> list[Example]:
         source = TFRecordSource(self._path("data", "heldout"))
@@ -129,9 +133,7 @@ class Quickstart:
     def _fresh(self) -> Model:
         """The model as stage 1 finds it: its projector made from the seed."""
         run = load(RunConfig, self._path("stage1.yaml"))
-        opened = open_any(self._path("parts", "model"))
-        model = to_answer(opened, "before stage 1", "float32")
-        return dataclasses.replace(model, params=model.params | fresh_parameters(run, model))
+        return untrained(run)
 
     def _evaluate(
         self, when: str, model: Model, held_out: list[Example], way: str, *, shuffled: bool = True
@@ -162,11 +164,16 @@ class Quickstart:
         self.console.print(f"{question}  {answer}  (it is: {truth})", highlight=False)
 
 
-def fresh_parameters(run: RunConfig, model: Model) -> dict[str, jax.Array]:
-    """What `run` makes from its seed."""
-    described = describe(run, model.config)
-    shardings = {address: array.sharding for address, array in model.params.items()}
-    return make_fresh(run, described, shardings)
+def untrained(run: RunConfig) -> Model:
+    """The model that a run begins with, what is fresh in it made from the run's seed."""
+    opened = open_init(run.init)
+    described = describe(run, opened.source.config)
+    placed = placements(described.axes, described.shapes, run.mesh.build())
+    fresh = {a: np.asarray(x) for a, x in make_fresh(run, described, placed).items()}
+    source = Overlay(opened.source, fresh, run.out)
+    changed = {**opened.changed, **fresh}
+    opened = dataclasses.replace(opened, source=source, changed=changed)
+    return to_answer(opened, run.out, "float32")
 
 
 def examine(model: Model, held_out: list[Example], way: str, shuffled: bool) -> Evaluation:

@@ -75,6 +75,24 @@ def hf_files(source: Source) -> dict[str, bytes]:
     }
 
 
+def llama_files(source: Source) -> dict[str, bytes]:
+    """What transformers reads beside the weights of a bare decoder."""
+    ids = _ids(source)
+    facts = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    facts |= {"torch_dtype": _dtype(source), "pad_token_id": ids["pad"]}
+    facts |= _llama(source, source.config.llm) | _ends(ids)
+    return {"config.json": _json(facts), **_language_files(source, ids)}
+
+
+def clip_files(source: Source) -> dict[str, bytes]:
+    """What transformers reads beside the weights of a bare tower."""
+    facts = {"architectures": ["CLIPVisionModel"], "torch_dtype": _dtype(source)}
+    return {
+        "config.json": _json(facts | _clip(source.config.vision)),
+        "preprocessor_config.json": _json(_image_processor(source)),
+    }
+
+
 def original_files(source: Source) -> dict[str, bytes]:
     """What haotian-liu/LLaVA and llama.cpp read beside the weights of the layout llava."""
     config, ids = source.config, _ids(source)
