@@ -1,74 +1,81 @@
 """`train --dry-run`: what the run would do, and one batch in words, with what is learned."""
 
-from typing import Any
+import math
 
 import jax
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from astrollava_jax import files
 from astrollava_jax.data.pipeline import Pipeline
-from astrollava_jax.data.tokenizer import Tokenizer
-from astrollava_jax.params import summary
 from astrollava_jax.run.config import RunConfig
-from astrollava_jax.run.records import Data, stretched_fill
-from astrollava_jax.run.stage import Stage
+from astrollava_jax.run.decoded import CLOSE, OPEN, sample_text
+from astrollava_jax.run.directory import CHECKPOINTS
+from astrollava_jax.run.records import Data, stretched
+from astrollava_jax.run.stage import Stage, rows_unit
+from astrollava_jax.training.checkpoint import steps
 from astrollava_jax.training.optimizer import FROZEN
 
-GIB = 2**30
 SHOWN_SAMPLES = 4
+LENGTHS = (1, 2, 4)
+"""Row lengths that are tried, in lengths of the run's own."""
+
+TRAINING_BYTES = 16
+"""Per parameter that trains: its master weight, two moments and a gradient, in float32."""
 
 
 def show(
-    console: Console, run: RunConfig, stage: Stage, data: Data, tokenizer: Tokenizer,
+    console: Console, run: RunConfig, stage: Stage, data: Data, held_out: Data | None,
     fresh: list[str],
 ) -> None:  # fmt: skip
     """Prints the plan and one batch."""
+    _run(console, run, stage)
     _fates(console, run, stage, fresh)
-    _steps(console, run, data)
-    _fullness(console, run, data)
     _memory(console, run, stage)
-    _batch(console, data, tokenizer)
+    _steps(console, run, data)
+    _sets(console, run, data, held_out)
+    _fullness(console, run, stage, data)
+    _batch(console, data)
+
+
+def _run(console: Console, run: RunConfig, stage: Stage) -> None:
+    folder = files.join(run.out, CHECKPOINTS)
+    done = steps(folder) if files.exists(folder) else []
+    console.print(f"run: {run.out}" + (f", going on after step {done[-1]}" if done else ""))
+    console.print(f"init: {run.init.model or f'{run.init.vision} and {run.init.llm}'}")
+    axes = " x ".join(f"{axis} {size}" for axis, size in stage.mesh.shape.items())
+    devices = stage.mesh.devices
+    console.print(f"mesh: {axes} = {devices.size} device(s), {devices.flat[0].device_kind}")
+    precision = run.precision
+    console.print(
+        f"precision: compute {precision.compute}, trainable {precision.trainable}, "
+        f"frozen {precision.frozen}; remat {run.remat}"
+    )
 
 
 def _fates(console: Console, run: RunConfig, stage: Stage, fresh: list[str]) -> None:
-    table = Table("fate", "parameters", "GiB kept", "peak_lr", title="parameters and their fates")
-    rates = {group.name: f"{group.peak_lr:.1e}" for group in run.optimizer.groups}
-    for fate, count, size in summary(stage.model.shapes, stage.model.fates):
-        # The shapes are float32; a frozen one is kept in the run's own precision.
-        size = size // 2 if fate == FROZEN and run.precision.frozen == "bfloat16" else size
-        table.add_row(fate, f"{count:,}", f"{size / GIB:.3f}", rates.get(fate, "-"))
+    optimizer, model = run.optimizer, stage.model
+    rows = [(g.name, f"{g.peak_lr:g}", (g.params,)) for g in optimizer.groups]
+    rows += [(FROZEN, "-", optimizer.frozen)] if model.frozen else []
+    table = Table(box=box.SIMPLE, title="parameters and their fates", title_justify="left")
+    for name in ("fate", "peak_lr", "parameters", "bytes", "addresses"):
+        table.add_column(name, justify="left" if name in ("fate", "addresses") else "right")
+    for fate, rate, patterns in rows:
+        mine = [address for address, given in model.fates.items() if given == fate]
+        count = sum(math.prod(model.shapes[address].shape) for address in mine)
+        kept = _bytes(count * _bytes_each(run, fate))
+        table.add_row(fate, rate, f"{count:,}", kept, "\n".join(patterns))
     console.print(table)
+    console.print(
+        f"bytes: {TRAINING_BYTES} per parameter that trains (weight, two moments, gradient), "
+        f"{_bytes_each(run, FROZEN)} per frozen one (a working copy)"
+    )
     if fresh:
-        console.print(f"made anew from the seed: {', '.join(fresh)}")
-
-
-def _steps(console: Console, run: RunConfig, data: Data) -> None:
-    plan, total = data.plan, data.plan.total_steps
-    most = max(plan.samples(step) for step in range(total))
-    console.print(
-        f"{total} steps of up to {most} samples in {plan.rows} rows of {plan.shape.length} "
-        f"positions; {data.samples} samples in all, {len(data.reader)} records"
-    )
-    warmup = getattr(run.optimizer.schedule, "warmup_fraction", 0.0)
-    console.print(f"warm-up: {int(np.ceil(warmup * total))} steps")
-    for config, part in zip(run.data, data.reader.parts):
-        console.print(
-            f"  {len(part.source)} records x {config.weight:g}, template {config.template}, "
-            f"image {config.image}: {config.records}"
-        )
-
-
-def _fullness(console: Console, run: RunConfig, data: Data) -> None:
-    plan = data.plan
-    parts = [f"1x {plan.fill:.3f}"]
-    for factor in (2, 4):
-        parts.append(f"{factor}x {stretched_fill(run, data, factor):.3f}")
-    console.print(f"filled positions, empty rows counted, at the length: {', '.join(parts)}")
-    console.print(
-        f"a row holds up to {plan.shape.images} images and {plan.shape.learned} learned positions"
-    )
+        count = sum(math.prod(model.shapes[address].shape) for address in fresh)
+        patterns = ", ".join(run.init.fresh)
+        console.print(f"made anew from the seed {run.seed}: {patterns}, {count:,} parameters")
 
 
 def _memory(console: Console, run: RunConfig, stage: Stage) -> None:
@@ -76,51 +83,103 @@ def _memory(console: Console, run: RunConfig, stage: Stage) -> None:
     total = 0
     for address, shape in stage.model.shapes.items():
         local = stage.shardings[address].shard_shape(shape.shape)
-        size = int(np.prod(local))
-        frozen = 2 if run.precision.frozen == "bfloat16" else 4
-        total += size * (frozen if stage.model.fates[address] == FROZEN else 16)
-    stats: dict[str, Any] = jax.local_devices()[0].memory_stats() or {}
-    limit = stats.get("bytes_limit")
-    verdict = "the device does not tell its memory"
-    if limit:
-        verdict = f"{'fits' if total < limit else 'DOES NOT FIT'} in {limit / GIB:.2f} GiB"
+        total += math.prod(local) * _bytes_each(run, stage.model.fates[address])
+    device = jax.local_devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if limit is None:
+        verdict = f"{device.platform} devices do not tell how much they have"
+    elif total < limit:
+        verdict = f"fits in {_bytes(limit)}, and leaves {_bytes(limit - total)} for activations"
+    else:
+        verdict = f"DOES NOT FIT in {_bytes(limit)}: use more devices, or let less train"
+    console.print(f"memory: {_bytes(total)} per device before activations; {verdict}")
+
+
+def _steps(console: Console, run: RunConfig, data: Data) -> None:
+    plan, total = data.plan, data.plan.total_steps
+    counts = [plan.samples(step) for step in range(total)]
+    last = f" (the last: {counts[-1]})" if counts[-1] != max(counts) else ""
+    fraction = getattr(run.optimizer.schedule, "warmup_fraction", 0.0)
     console.print(
-        f"per device, before activations: {total / GIB:.3f} GiB (weights, moments and gradients of "
-        f"what trains; a working copy of what does not): {verdict}"
+        f"steps: {total} steps of {'' if run.batch.samples else 'up to '}{max(counts)} samples"
+        f"{last}, warm-up {math.ceil(fraction * total)} steps, schedule "
+        f"{run.optimizer.schedule.type}"
     )
 
 
-def _batch(console: Console, data: Data, tokenizer: Tokenizer) -> None:
+def _sets(console: Console, run: RunConfig, data: Data, held_out: Data | None) -> None:
+    epochs = len(data.plan.steps_per_epoch)
+    console.print(f"data: {data.samples} samples in {epochs} epoch(s)")
+    for config, part in zip(run.data, data.reader.parts):
+        console.print(
+            f"  {len(part.source)} records x {config.weight:g}, template {config.template}, "
+            f"image {config.image}: {config.records}"
+        )
+    if run.evaluate is not None and held_out is not None:
+        console.print(
+            f"  held out, every {run.evaluate.every_steps} steps: {len(held_out.reader)} records: "
+            f"{run.evaluate.records}"
+        )
+
+
+def _fullness(console: Console, run: RunConfig, stage: Stage, data: Data) -> None:
+    table = Table(box=box.SIMPLE, title="how full the rows are", title_justify="left")
+    for name in ("length", "rows per step", "filled", "samples cut"):
+        table.add_column(name, justify="right")
+    for factor in LENGTHS:
+        plan, lengths = stretched(run, data, factor, rows_unit(run, stage.mesh))
+        length = f"{factor}x {plan.shape.length}"
+        table.add_row(length, str(plan.rows), f"{plan.fill:.3f}", str(lengths.num_cut))
+    console.print(table)
+    shape = data.plan.shape
+    console.print(
+        f"filled counts empty rows too; a row holds up to {shape.images} images and "
+        f"{shape.learned} learned positions; a step is {stage.micro_batches} micro-batch(es)"
+    )
+
+
+def _batch(console: Console, data: Data) -> None:
     with Pipeline(data.plan, data.reader).batches() as batches:
         found = next(batches)
-    console.print("the first samples of step 1; what is learned is underlined:")
-    shown = 0
-    for row in range(found.batch.tokens.shape[0]):
-        for segment in range(1, int(found.batch.segment_ids[row].max()) + 1):
-            if shown == SHOWN_SAMPLES:
-                return
-            console.print(sample_text(found.batch, row, segment, tokenizer))
-            shown += 1
+    batch, reader = found.batch, data.reader
+    learned = batch.learned_index >= 0
+    console.print(
+        f"\nthe batch of step 1: {len(found.records)} samples, "
+        f"{np.count_nonzero(batch.segment_ids)} of {batch.tokens.size} positions filled, "
+        f"{np.count_nonzero(learned)} learned; {OPEN}this is learned{CLOSE}"
+    )
+    for fault in found.faults[:SHOWN_SAMPLES]:
+        console.print(f"unusable, its loss is off: {fault.record} ({fault.where}): {fault.why}")
+    shown = [
+        (row, segment)
+        for row in range(len(batch.tokens))
+        for segment in range(1, int(batch.segment_ids[row].max()) + 1)
+    ][:SHOWN_SAMPLES]
+    for row, segment in shown:
+        here = batch.segment_ids[row] == segment
+        count = np.count_nonzero(here[batch.learned_index[row][learned[row]]])
+        name = found.records[data.plan.row(0, row)[segment - 1].sample]
+        console.print(
+            f"\n  {name} in row {row + 1}: {np.count_nonzero(here)} positions, {count} learned"
+        )
+        text = sample_text(batch, row, segment, reader.tokenizer, reader.facts.tokens)
+        for line in text.split("\n"):
+            console.print("    ", line, sep="")
+    if len(found.records) > len(shown):
+        console.print(f"\n  and {len(found.records) - len(shown)} more samples")
 
 
-def sample_text(batch: Any, row: int, segment: int, tokenizer: Tokenizer) -> Text:
-    """One sample in words: images as a mark, learned tokens underlined."""
-    places = np.flatnonzero(batch.segment_ids[row] == segment)
-    # The loss at a position is on the token after it.
-    learned = set((batch.learned_index[row] + 1).tolist())
-    text = Text()
-    runs: list[tuple[str, list[int]]] = []
-    for place in places.tolist():
-        image = batch.feature_index[row, place] >= 0
-        kind = "image" if image else "learned" if place in learned else "plain"
-        if not runs or runs[-1][0] != kind:
-            runs.append((kind, []))
-        runs[-1][1].append(int(batch.tokens[row, place]))
-    for kind, ids in runs:
-        if kind == "image":
-            text.append(f"[{len(ids)} image positions] ", style="dim")
-        else:
-            style = "underline green" if kind == "learned" else ""
-            text.append(tokenizer.decode(ids), style=style)
-            text.append(" ")
-    return text
+def _bytes_each(run: RunConfig, fate: str) -> int:
+    """What a parameter takes while training."""
+    if fate != FROZEN:
+        return TRAINING_BYTES
+    return 2 if run.precision.frozen == "bfloat16" else 4
+
+
+def _bytes(count: float) -> str:
+    """A number of bytes for a person."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:,.2f} GiB"

@@ -70,11 +70,16 @@ def training_data(run: RunConfig, tokenizer: Tokenizer, facts: ImageFacts, multi
     return Data(reader, mixture, lengths, plan, workers)
 
 
-def stretched_fill(run: RunConfig, data: Data, factor: int) -> float:
-    """How full rows of `factor` times the length would be."""
+def stretched(run: RunConfig, data: Data, factor: int, multiple: int) -> tuple[RunPlan, Lengths]:
+    """The run's plan with rows of `factor` times the length, and how long its samples are there."""
     batch = dataclasses.replace(run.batch, length=factor * run.batch.length)
     lengths = data.lengths.stretched(batch.length)
-    return RunPlan(data.mixture, lengths, batch, epochs=run.epochs, steps=run.steps).fill
+    if factor == 1:
+        return data.plan, lengths
+    plan = RunPlan(
+        data.mixture, lengths, batch, epochs=run.epochs, steps=run.steps, multiple=multiple
+    )
+    return plan, lengths
 
 
 def held_out_data(

@@ -47,10 +47,12 @@ def train(run: RunConfig, *, base: str | None = None, dry: bool = False) -> None
         ValueError, FileNotFoundError: the user's mistakes, each with what to do.
     """
     logging.getLogger("absl").setLevel(logging.WARNING)  # orbax tells of every file it writes
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False)
     run = with_absolute_paths(run)
     going_on = _check_same_run(run)
     opened = directory.open_init(run.init, base)
+    for note in opened.source.notes:
+        console.print(f"note: {note}")
     config = opened.source.config
     model = describe(run, config)
     fresh = _fresh(run, model, opened)
@@ -66,15 +68,17 @@ def train(run: RunConfig, *, base: str | None = None, dry: bool = False) -> None
         samples=max(data.plan.samples(step) for step in range(data.plan.total_steps)),
         updates=data.plan.total_steps,
     )
+    rows = data.plan.rows // stage.micro_batches
+    held_out = held_out_data(run, tokenizer, config.image_facts, rows)
     if dry:
-        dry_run.show(console, run, stage, data, tokenizer, fresh)
+        dry_run.show(console, run, stage, data, held_out, fresh)
         return
     params = _initial(run, opened, stage, fresh)
     if not going_on:
         _begin(run, opened, stage, params, fresh)
     else:
         directory.check_base(run.out, opened)
-    _run(console, run, stage, data, tokenizer, params)
+    _run(console, run, stage, data, held_out, params)
 
 
 def _check_same_run(run: RunConfig) -> bool:
@@ -96,7 +100,10 @@ def _fresh(run: RunConfig, model: Model, opened: directory.Opened) -> list[str]:
     Raises:
         ValueError: if others have no numbers either.
     """
-    fresh = select(run.init.fresh, model.shapes)
+    try:
+        fresh = select(run.init.fresh, model.shapes)
+    except ValueError as error:
+        raise ValueError(f"init.fresh: {error}") from None
     absent = sorted(set(opened.source.missing) - set(fresh))
     if absent:
         raise ValueError(
@@ -126,7 +133,7 @@ def _warn(console: Console, data: Data) -> None:
             "at its end"
         )
     for fault in lengths.faults[:10]:
-        console.print(f"unusable record: {fault.record} ({fault.where}): {fault.why}", markup=False)
+        console.print(f"unusable record: {fault.record} ({fault.where}): {fault.why}")
     if len(lengths.faults) > 10:
         console.print(f"... and {len(lengths.faults) - 10} more unusable records")
 
@@ -178,8 +185,9 @@ def _begin(
 
 
 def _run(
-    console: Console, run: RunConfig, stage: Stage, data: Data, tokenizer: Tokenizer, params: Params
-) -> None:
+    console: Console, run: RunConfig, stage: Stage, data: Data, held_out: Data | None,
+    params: Params,
+) -> None:  # fmt: skip
     """Trains from the newest checkpoint, or from the beginning, to the end."""
     total = data.plan.total_steps
     trainable = {address: params.pop(address) for address in stage.model.trainable}
@@ -197,7 +205,7 @@ def _run(
         log = _log(console, run, stage, data, checkpoints)
         source = Prefetch(deliveries(data, stage, progress.position))
         try:
-            hooks = _hooks(run, stage, data, tokenizer, params, checkpoints, log)
+            hooks = _hooks(run, stage, data, held_out, params, checkpoints, log)
             run_loop(stage.step, state, params, source, hooks, progress, total)
         finally:
             source.close()
@@ -207,13 +215,11 @@ def _run(
 
 
 def _hooks(
-    run: RunConfig, stage: Stage, data: Data, tokenizer: Tokenizer, frozen: Params,
+    run: RunConfig, stage: Stage, data: Data, held_out: Data | None, frozen: Params,
     checkpoints: Checkpoints, log: Log,
 ) -> list[Hook]:  # fmt: skip
     """What happens after a step, in this order: the log tells of the checkpoint made before it."""
     hooks: list[Hook] = [Guard(run.bad_records.max_fraction, data.samples)]
-    rows = data.plan.rows // stage.micro_batches
-    held_out = held_out_data(run, tokenizer, stage.model.config.image_facts, rows)
     if run.evaluate is not None and held_out is not None:
 
         def evaluate(state: TrainState) -> dict[str, float]:

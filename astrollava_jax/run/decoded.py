@@ -1,0 +1,87 @@
+"""A sample of a batch as a person reads it: special tokens visible, what is learned marked."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from rich.text import Text
+
+from astrollava_jax.batch import Batch
+from astrollava_jax.data.tokenizer import Tokenizer
+
+OPEN, CLOSE = "«", "»"
+"""Around what is learned: seen where there are no colours, too."""
+
+NEW_LINE = "↵"
+STYLE = "underline green"
+
+Piece = tuple[str, bool]
+"""A stretch of text, and whether it is learned."""
+
+
+def sample_text(
+    batch: Batch, row: int, segment: int, tokenizer: Tokenizer, image_tokens: int
+) -> Text:
+    """One sample in words.
+
+        <s><image x576>↵
+        «a ring nebula.↵»
+
+    Args:
+        batch: with the sample,
+        row: in this row,
+        segment: under this number.
+        tokenizer: made its ids.
+        image_tokens: positions of an image.
+    """
+    places = np.flatnonzero(batch.segment_ids[row] == segment)
+    index = batch.learned_index[row]
+    # The loss at a position is on the token after it.
+    learned = np.isin(places, index[index >= 0] + 1)
+    images = batch.feature_index[row, places] >= 0
+    ids = np.where(images, -1, batch.tokens[row, places])
+    pieces = _pieces(ids.tolist(), learned.tolist(), tokenizer, image_tokens)
+    text = Text()
+    for marked, group in itertools.groupby(pieces, key=lambda piece: piece[1]):
+        content = "".join(content for content, _ in group).replace("\n", f"{NEW_LINE}\n")
+        if not marked:
+            text.append(content)
+            continue
+        body = content.removesuffix("\n")
+        text.append(OPEN + body + CLOSE, style=STYLE)
+        text.append(content[len(body) :])
+    text.rstrip()
+    return text
+
+
+def _pieces(
+    ids: Sequence[int], learned: Sequence[bool], tokenizer: Tokenizer, image_tokens: int
+) -> Iterator[Piece]:
+    """The stretches of a sample; an id of -1 is an image's position."""
+    literals = {token_id: literal for literal, token_id in tokenizer.special_ids.items()}
+    tokens = zip(ids, learned)
+    for shown, group in itertools.groupby(tokens, key=lambda t: t[0] < 0 or t[0] in literals):
+        group = list(group)
+        if not shown:
+            yield from _text_pieces(group, tokenizer)
+            continue
+        for token_id, run in itertools.groupby(group):
+            count = len(list(run))
+            if token_id[0] < 0:
+                yield f"<image x{image_tokens}>" * (count // image_tokens), False
+            else:
+                yield literals[token_id[0]] * count, token_id[1]
+
+
+def _text_pieces(tokens: Sequence[tuple[int, bool]], tokenizer: Tokenizer) -> Iterator[Piece]:
+    """Ordinary tokens as text, cut where learning begins or ends.
+
+    A part decoded alone would lose the space before it, so that the whole is decoded and cut.
+    """
+    ids = [token_id for token_id, _ in tokens]
+    whole, start, count = tokenizer.decode(ids), 0, 0
+    for learned, group in itertools.groupby(tokens, key=lambda token: token[1]):
+        count += len(list(group))
+        stop = len(whole) if count == len(ids) else len(tokenizer.decode(ids[:count]))
+        yield whole[start:stop], learned
+        start = stop
