@@ -28,7 +28,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"))
     parser.add_argument("--base", metavar="DIR", help="where a run's original model stands now")
     parser.add_argument("--seed", type=int, default=0, help="of a fresh projector")
-    arguments = parser.parse_args(argv)
+    # Options may stand between the two directories.
+    arguments = parser.parse_intermixed_args(argv)
     joined = arguments.llm is not None
     if len(arguments.paths) != (1 if joined else 2):
         parser.error("expected DST alone with --llm, and SRC DST without")

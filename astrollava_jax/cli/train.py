@@ -1,6 +1,7 @@
 """`astrollava train RUN.yaml`."""
 
 import argparse
+from collections.abc import Sequence
 
 HELP = """\
 Train one stage from a YAML file that says everything. When its run directory (`out`) holds the same
@@ -25,8 +26,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--base", metavar="DIR", help="where the original model stands now, if it moved"
     )
-    arguments, rest = parser.parse_known_args(argv)
-    overrides = parse_overrides(rest)
+    overrides, rest = split_overrides(argv, own=("--help", "--dry-run", "--base"))
+    arguments = parser.parse_args(rest)
 
     from astrollava_jax.config import override as set_key
     from astrollava_jax.config import parse, read
@@ -41,21 +42,29 @@ def main(argv: list[str]) -> None:
     train(run, base=arguments.base, dry=arguments.dry_run)
 
 
-def parse_overrides(words: list[str]) -> dict[str, str]:
-    """`--a.b VALUE` and `--a.b=VALUE` as key and value.
+def split_overrides(words: Sequence[str], own: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Takes `--a.b VALUE` and `--a.b=VALUE` out of a command line.
+
+    Args:
+        words: the command line.
+        own: options of the command itself, which are left in.
+
+    Returns:
+        The values by key, and the words that are left.
 
     Raises:
-        ValueError: at a word that is neither.
+        ValueError: if a key has no value.
     """
-    found, waiting = {}, list(words)
+    found, rest, waiting = {}, [], list(words)
     while waiting:
         word = waiting.pop(0)
-        if not word.startswith("--"):
-            raise ValueError(f"expected --KEY VALUE, found {word!r}")
-        key, equals, value = word[2:].partition("=")
+        key, equals, value = word.partition("=")
+        if not word.startswith("--") or key in own:
+            rest.append(word)
+            continue
         if not equals:
-            if not waiting:
-                raise ValueError(f"{word}: expected a value after it")
+            if not waiting or waiting[0].startswith("--"):
+                raise ValueError(f"{word}: expected a value after it; a file's key takes one")
             value = waiting.pop(0)
-        found[key] = value
-    return found
+        found[key.removeprefix("--")] = value
+    return found, rest

@@ -21,6 +21,7 @@ def convert(
     *,
     vision: files.Where | None = None,
     llm: files.Where | None = None,
+    base: files.Where | None = None,
     dtype: str | None = None,
     seed: int = 0,
 ) -> None:
@@ -33,13 +34,14 @@ def convert(
         vision: the tower's directory: to be joined with `llm`, or for an original directory that
             only names its tower.
         llm: the decoder's directory.
+        base: where the original model of a run stands now, if it moved.
         dtype: what all parameters become; each keeps its own unless given.
         seed: of the fresh projector of joined parts.
 
     Raises:
         ValueError: if the directories do not fit together, or the layout cannot hold the model.
     """
-    opened = _open(source, vision, llm)
+    opened = _open(source, vision, llm, base)
     model = opened.source
     print(f"read     {_origin(model)}: {_size(model)}")
     for note in model.notes:
@@ -70,11 +72,14 @@ def fresh_projector(model: Source, seed: int) -> Params:
 
 
 def _open(
-    source: files.Where | None, vision: files.Where | None, llm: files.Where | None
+    source: files.Where | None,
+    vision: files.Where | None,
+    llm: files.Where | None,
+    base: files.Where | None,
 ) -> Opened:
     tower = None if vision is None else str(vision)
     if source is not None and llm is None:
-        return open_any(str(source), vision=tower)
+        return open_any(str(source), vision=tower, base=None if base is None else str(base))
     if source is None and llm is not None and tower is not None:
         return open_init(InitConfig(vision=tower, llm=str(llm)))
     raise ValueError(
