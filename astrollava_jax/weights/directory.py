@@ -138,7 +138,10 @@ def join(vision: files.Where, llm: files.Where) -> Source:
     )
     bound = _bind(CLIP, config, open_tensors(vision)) | _bind(LLAMA, config, open_tensors(llm))
     missing = tuple(address for address in llava.shapes(config) if address not in bound)
-    return _describe(llm, config, bound, layout=None, image_mode="pad", missing=missing)
+    source = _describe(llm, config, bound, layout=None, image_mode="pad", missing=missing)
+    if source.tokenizer_folder and source.tokenizer.image_id < source.words:
+        source.words = vocabulary.own_words(source.tokenizer)  # it was made for images before
+    return source
 
 
 def _open_hf(folder: str) -> Source:

@@ -22,7 +22,8 @@ from astrollava_jax.weights.source import Source
 
 FACTS = "astrollava.json"
 FORMAT = 1
-_GROUP_BYTES = 1 << 30
+_GROUP_BYTES = 1 << 28
+_CHUNK_BYTES = 1 << 25
 _FIELDS = ("layout", "words", "image_mode", "template")
 
 
@@ -100,9 +101,20 @@ def write(folder: files.Where, source: Source) -> None:
     for name, content in source.sidecars.items():
         files.write_bytes(files.join(beside, name), content)
     path = files.absolute(files.join(folder, "params"))
-    for group in _groups(source):
-        ocp.partial.save(path, {address: source.read(address) for address in group})
-    ocp.partial.finalize(path)
+    with _in_small_chunks():
+        for group in _groups(source):
+            ocp.partial.save(path, {address: source.read(address) for address in group})
+        ocp.partial.finalize(path)
+
+
+def _in_small_chunks() -> ocp.Context:
+    """Orbax works chunk by chunk: of an array that is one chunk it holds several copies."""
+    kind = ocp.options.ArrayOptions
+    storage = kind.Saving.StorageOptions(chunk_byte_size=_CHUNK_BYTES)
+    return ocp.Context(
+        array_options=kind(saving=kind.Saving(storage_options=storage)),
+        memory_options=ocp.options.MemoryOptions(deepcopy_host_arrays=False),
+    )
 
 
 def _groups(source: Source) -> list[list[str]]:

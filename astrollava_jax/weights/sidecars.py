@@ -99,7 +99,6 @@ def original_files(source: Source) -> dict[str, bytes]:
     vision = config.vision
     if ids["pad"] is not None and ids["pad"] >= source.words:
         ids["pad"] = 0  # there is no row for a pad: LLaVA takes <unk>
-    tower = next((n for n, t in PUBLISHED_TOWERS.items() if _same_tower(t, vision)), "embedded")
     facts = {
         "architectures": ["LlavaLlamaForCausalLM"],
         "model_type": "llava_llama",
@@ -112,7 +111,7 @@ def original_files(source: Source) -> dict[str, bytes]:
         "image_aspect_ratio": {"pad": "pad", "crop": "square"}[source.image_mode],
         "mm_hidden_size": vision.embed_dim,
         "mm_projector_type": _PROJECTOR_TYPES[type(config.projector)](config.projector),
-        "mm_vision_tower": tower,
+        "mm_vision_tower": _tower_name(source),
         # Our own key: enough to know a tower that nobody has published. Others pass it over.
         "mm_vision_config": _clip(vision)
         | {"image_mean": vision.pixel_mean, "image_std": vision.pixel_std},
@@ -216,8 +215,15 @@ def _clip(config: ClipConfig) -> dict[str, Any]:
     return {"model_type": "clip_vision_model", **named}
 
 
-def _same_tower(published: Mapping[str, Any], config: ClipConfig) -> bool:
-    return tower_of_original({"mm_vision_config": published}) == config
+def _tower_name(source: Source) -> str:
+    """The name that the model came with, else the published tower of this shape."""
+    own = raw_config(source).get("mm_vision_tower")
+    published = (
+        name
+        for name, tree in PUBLISHED_TOWERS.items()
+        if tower_of_original({"mm_vision_config": tree}) == source.config.vision
+    )
+    return own or next(published, "embedded")
 
 
 def _image_processor(source: Source) -> dict[str, Any]:
