@@ -19,6 +19,17 @@ COMMANDS = {
 
 COMPLETE, FAILED, MISTAKE, RESUMABLE = 0, 1, 2, 75
 
+PATH_ERRORS = (
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+"""What a wrong path leads to; other errors of the system are no mistake of the user's."""
+
+MOST_LINES = 40
+
 EPILOG = """\
 commands:
 {commands}
@@ -58,7 +69,7 @@ def _run(module: Any, argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return RESUMABLE
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+    except (ValueError, *PATH_ERRORS) as error:
         if not _is_mistake(error):
             raise
         print(f"astrollava: {_told(error)}", file=sys.stderr)
@@ -74,11 +85,11 @@ def _is_mistake(error: Exception) -> bool:
 
 def _told(error: Exception) -> str:
     """The message, in one screen."""
-    if isinstance(error, FileNotFoundError) and error.filename:
-        return f"{error.filename}: no such file or directory"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {str(error.strerror).lower()}; correct the path"
     lines = str(error).splitlines() or [type(error).__name__]
-    if len(lines) > 40:
-        lines = [*lines[:40], f"... and {len(lines) - 40} more lines"]
+    if len(lines) > MOST_LINES:
+        lines = [*lines[:MOST_LINES], f"... and {len(lines) - MOST_LINES} more lines"]
     return "\n".join(lines)
 
 

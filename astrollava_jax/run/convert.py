@@ -56,7 +56,7 @@ def convert(
         fresh,
         dtype=None if dtype is None else _dtype(dtype),
         template=opened.template,
-        image_mode=opened.image_mode,  # pyright: ignore[reportArgumentType]
+        image_mode=opened.image_mode,
     )
     print(f"written  {target}: layout {layout}, {_written(target)}")
 

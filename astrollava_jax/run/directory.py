@@ -17,6 +17,7 @@ import numpy as np
 
 from astrollava_jax import files
 from astrollava_jax.config import load
+from astrollava_jax.data.image import Mode
 from astrollava_jax.params import Params
 from astrollava_jax.run.config import InitConfig, RunConfig
 from astrollava_jax.training.checkpoint import Trained, steps
@@ -47,7 +48,7 @@ class Opened:
     """Parameters whose values are not the base's."""
     template: str
     """How the model is spoken to."""
-    image_mode: str
+    image_mode: Mode
     """How a picture is made square."""
 
 
@@ -112,7 +113,7 @@ def open_init(init: InitConfig, base: str | None = None) -> Opened:
 
 def begin(
     folder: str, run_yaml: str, opened: Opened, trainable: list[str], frozen: list[str],
-    inherited: Mapping[str, np.ndarray], template: str, image_mode: str,
+    inherited: Mapping[str, np.ndarray], template: str, image_mode: Mode,
 ) -> None:  # fmt: skip
     """Writes everything of a run directory that stands before its first step.
 

@@ -1,11 +1,11 @@
 """A model in any layout, ready to answer; and back to files."""
 
-from typing import Any
-
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from astrollava_jax import files
+from astrollava_jax.data.image import ImageError, prepare
 from astrollava_jax.inference.model import Dtype, Model
 from astrollava_jax.models.llava import logical_axes
 from astrollava_jax.params import split
@@ -51,16 +51,38 @@ def to_answer(
         params=read_params(opened, list(shapes), shardings, dict.fromkeys(shapes, np.dtype(dtype))),
         tokenizer=source.tokenizer,
         template=opened.template,
-        image_mode=opened.image_mode,  # pyright: ignore[reportArgumentType]
+        image_mode=opened.image_mode,
         dtype=dtype,
         mesh=mesh,
     )
 
 
 def ask(
-    path: str, question: str, images: list[str], *, dtype: Dtype = "bfloat16", max_new_tokens: int
+    path: str,
+    question: str,
+    images: list[str],
+    *,
+    base: str | None = None,
+    dtype: Dtype = "bfloat16",
+    max_new_tokens: int,
 ) -> str:
-    """One answer about some pictures."""
-    model = load_model(path, dtype)
-    pictures: list[Any] = list(images)
+    """One answer about some pictures.
+
+    Raises:
+        FileNotFoundError, ValueError: if the model or a picture cannot be read; names it. The
+            pictures are looked at first: a model takes minutes to load.
+    """
+    opened = open_any(path, base=base)
+    pictures = [_picture(opened, image) for image in images]
+    model = to_answer(opened, path, dtype)
     return model.generate([pictures], [question], max_new_tokens=max_new_tokens)[0]
+
+
+def _picture(opened: Opened, path: str) -> bytes:
+    """The bytes of a picture that can be decoded."""
+    content = files.read_bytes(path)
+    try:
+        prepare(content, opened.image_mode, opened.source.config.image_facts)
+    except ImageError as error:
+        raise ValueError(f"{path}: {error}; give another picture") from None
+    return content

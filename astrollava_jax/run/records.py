@@ -113,8 +113,25 @@ def make_reader(
     sets: Sequence[DataConfig], tokenizer: Tokenizer, facts: ImageFacts, length: int
 ) -> Reader:
     """Reads the records of some sets as samples."""
-    parts = [Part(TFRecordSource(s.records), s.template, s.image) for s in sets]
+    sources = _open_sets([s.records for s in sets])
+    parts = [Part(source, s.template, s.image) for source, s in zip(sources, sets)]
     return Reader(parts, tokenizer, facts, length)
+
+
+def _open_sets(folders: Sequence[str]) -> list[TFRecordSource]:
+    """The sets in some folders; those that cannot be read are told together."""
+    sources, faults = [], []
+    for folder in folders:
+        try:
+            sources.append(TFRecordSource(folder))
+        except (FileNotFoundError, ValueError) as error:
+            faults.append(error)
+    if faults:
+        raise type(faults[0])(
+            "`records` must name the folder of a set that data_prep or TFDS wrote:\n  "
+            + "\n  ".join(map(str, faults))
+        )
+    return sources
 
 
 def deliveries(data: Data, stage: Stage, start: int) -> Iterator[Delivery]:
