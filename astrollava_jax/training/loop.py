@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 
@@ -48,12 +48,8 @@ class Event:
         return self.progress.step == self.total_steps
 
 
-class Hook(Protocol):
-    """Something that happens after a step, by its own clock."""
-
-    def __call__(self, event: Event) -> None:
-        """Acts on what the step left; returns nothing."""
-        ...
+Hook = Callable[[Event], None]
+"""Something that happens after a step, by its own clock."""
 
 
 def train(
