@@ -176,10 +176,11 @@ def _bytes_each(run: RunConfig, fate: str) -> int:
     return 2 if run.precision.frozen == "bfloat16" else 4
 
 
-def _bytes(count: float) -> str:
+def _bytes(count: int) -> str:
     """A number of bytes for a person."""
+    size = float(count)
     for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.4g} {unit}"
-        count /= 1024
-    return f"{count:,.2f} GiB"
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:,.2f} GiB"

@@ -107,7 +107,8 @@ class OptimizerConfig:
             ValueError: if an address has no fate or two, or a row matches nothing.
         """
         rows = [(group.params, group.name) for group in self.groups]
-        return assign(rows + [(pattern, FROZEN) for pattern in self.frozen], addresses)
+        rows += [(pattern, FROZEN) for pattern in self.frozen]
+        return assign(rows, addresses, "a fate, in optimizer.groups or optimizer.frozen")
 
 
 class AdamState(NamedTuple):
