@@ -78,9 +78,15 @@ def _run(module: Any, argv: list[str]) -> int:
 
 
 def _is_mistake(error: Exception) -> bool:
-    """Whether our own code raised it, to tell the user; a library's error is a defect of ours."""
-    last = traceback.extract_tb(error.__traceback__)[-1].filename
-    return os.path.abspath(last).startswith(os.path.dirname(os.path.dirname(__file__)) + os.sep)
+    """Whether our own code raised it, to tell the user; a library's error is a defect of ours.
+
+    A path that cannot be opened is told by the system, through `files`.
+    """
+    package = os.path.dirname(os.path.dirname(__file__))
+    frames = [os.path.abspath(f.filename) for f in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, OSError) and os.path.join(package, "files.py") in frames:
+        return True
+    return frames[-1].startswith(package + os.sep)
 
 
 def _told(error: Exception) -> str:

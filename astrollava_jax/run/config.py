@@ -1,7 +1,9 @@
 """RunConfig: everything that one run is, in the words of its YAML file."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from astrollava_jax import files
 from astrollava_jax.config import ConfigError, config, differences, plain
@@ -9,8 +11,10 @@ from astrollava_jax.data.mixture import DataConfig, TemplateName
 from astrollava_jax.data.pack import BatchConfig
 from astrollava_jax.models.layers import Remat
 from astrollava_jax.sharding import MeshConfig
-from astrollava_jax.training.optimizer import OptimizerConfig
+from astrollava_jax.training.optimizer import Fraction, OptimizerConfig
 from astrollava_jax.training.step import Loss
+
+Count = Annotated[int, Field(ge=1)]
 
 
 @config
@@ -49,8 +53,8 @@ class Precision:
 class CheckpointConfig:
     """When checkpoints are written, besides after the last step, and how many stay."""
 
-    every_seconds: float | None = 300.0
-    every_steps: int | None = None
+    every_seconds: Annotated[float, Field(ge=0)] | None = 300.0
+    every_steps: Count | None = None
     keep: int = 3
     """The newest ones."""
 
@@ -65,7 +69,7 @@ class EvaluateConfig:
 
     records: str
     """Folder of the record set."""
-    every_steps: int
+    every_steps: Count
     template: TemplateName | None = None
     """Unset = that of the first set in `data`."""
     image: Literal["pad", "crop"] | None = None
@@ -76,7 +80,7 @@ class EvaluateConfig:
 class LogConfig:
     """How often the step line is printed; `log.jsonl` has every step."""
 
-    every_steps: int = 10
+    every_steps: Count = 10
     tensorboard: bool = True
 
 
@@ -84,9 +88,9 @@ class LogConfig:
 class BadRecords:
     """How much of the data may be unusable."""
 
-    max_fraction: float = 0.01
+    max_fraction: Fraction = 0.01
     """Of all samples of the run: when more cannot be read, it stops."""
-    unlearned: int = 0
+    unlearned: Annotated[int, Field(ge=0)] = 0
     """Samples that may hold nothing to learn."""
 
 
@@ -97,9 +101,9 @@ class RunConfig:
     out: str
     """The run directory."""
     seed: int = 0
-    epochs: int | None = None
+    epochs: Count | None = None
     """Passes over the mixture; exactly one of `epochs` and `steps`."""
-    steps: int | None = None
+    steps: Count | None = None
     init: InitConfig
     data: tuple[DataConfig, ...]
     batch: BatchConfig
@@ -110,7 +114,7 @@ class RunConfig:
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig | None = None
-    workers: int | Literal["auto"] = "auto"
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Processes that decode pictures; auto = one less than the cores, 16 at most."""
     log: LogConfig = LogConfig()
     bad_records: BadRecords = BadRecords()

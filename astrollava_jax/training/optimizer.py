@@ -16,6 +16,7 @@ FROZEN = "frozen"
 DECAYED = ("kernel", "embedding")
 """Decay acts on addresses that end in these words: not on norms and biases, as in transformers."""
 
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Callable[[Int[Array, "..."]], Float[Array, "..."]]
 
 
@@ -24,9 +25,9 @@ class Cosine:
     """Linear warm-up from 0, then half a cosine down to `final_fraction` of the peak."""
 
     type: Literal["cosine"] = "cosine"
-    warmup_fraction: float = 0.0
+    warmup_fraction: Fraction = 0.0
     """Part of all updates; the number of warm-up updates is rounded up."""
-    final_fraction: float = 0.0
+    final_fraction: Fraction = 0.0
 
     def build(self, peak: float, total: int) -> Rate:
         """The rate of each update, the first being update 0 with rate 0 if there is a warm-up."""
@@ -43,7 +44,7 @@ class Linear:
     """Linear warm-up from 0, then a line down to 0."""
 
     type: Literal["linear"] = "linear"
-    warmup_fraction: float = 0.0
+    warmup_fraction: Fraction = 0.0
     """Part of all updates; the number of warm-up updates is rounded up."""
 
     def build(self, peak: float, total: int) -> Rate:
@@ -56,7 +57,7 @@ class Constant:
     """Linear warm-up from 0, then the peak for ever."""
 
     type: Literal["constant"] = "constant"
-    warmup_fraction: float = 0.0
+    warmup_fraction: Fraction = 0.0
     """Part of all updates; the number of warm-up updates is rounded up."""
 
     def build(self, peak: float, total: int) -> Rate:
@@ -74,7 +75,7 @@ class Group:
     name: str
     params: str
     """Regular expression over whole addresses."""
-    peak_lr: float
+    peak_lr: Annotated[float, Field(ge=0)]
     weight_decay: float | None = None
     """Per update and unit of rate; unset = the optimizer's."""
 

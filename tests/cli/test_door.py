@@ -83,8 +83,32 @@ def test_a_wrong_override_is_told_like_a_wrong_key(folder, refused):
     assert "--steps and --epochs: give one of them" in said
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("steps", 0),
+        ("batch.samples", 0),
+        ("batch.rows_per_device", -1),
+        ("data.0.weight", 0),
+        ("checkpoint.keep", 0),
+        ("checkpoint.every_steps", 0),
+        ("log.every_steps", 0),
+        ("workers", -1),
+        ("bad_records.max_fraction", 1.5),
+        ("optimizer.groups.0.peak_lr", -1e-3),
+        ("optimizer.schedule.warmup_fraction", 3),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused(key, value, folder, refused):
+    said = refused("train", folder / "run.yaml", f"--{key}", value)
+    assert key.split(".")[-1] in said and str(value) in said
+
+
 def test_a_missing_file_of_a_run(folder, refused):
     assert f"{folder}/none.yaml: no such file" in refused("train", folder / "none.yaml")
+    assert f"{folder}/grey: is a directory" in refused("train", folder / "grey")
+    said = refused("train", folder / "run.yaml", "--out", folder / "run.yaml")
+    assert f"{folder}/run.yaml/plan: not a directory" in said
 
 
 def test_missing_record_sets_are_told_together(folder, refused):
