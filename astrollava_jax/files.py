@@ -143,8 +143,10 @@ class RangeReader:
         return {"path": self.path, "_descriptor": None}
 
     def __del__(self):
-        with contextlib.suppress(Exception):
+        try:
             self.close()
+        except Exception:  # at the interpreter's end, modules are gone already
+            return
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from astrollava_jax.config import config
 
@@ -81,7 +81,7 @@ def rows_multiple(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
-def spec(axes: Sequence[str | None], mesh: Mesh) -> PartitionSpec:
+def spec(axes: Sequence[str | None], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """The mesh axes of an array whose logical axes are `axes`.
 
     Raises:
@@ -115,7 +115,7 @@ def shard(x: jax.Array, *axes: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(axes, mesh))  # pyright: ignore[reportArgumentType]
+    return jax.lax.with_sharding_constraint(x, spec(axes, mesh))
 
 
 def placements(

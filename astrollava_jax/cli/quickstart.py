@@ -24,6 +24,9 @@ def main(argv: list[str]) -> None:
 
     # The pictures are small: a processor is the right device even where there is another.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    # Rows on a device per core: XLA alone keeps the cores half busy with arrays this small.
+    cores = os.cpu_count() or 1
+    os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={cores}")
     from astrollava_jax.run.quickstart import quickstart
 
     quickstart(arguments.out)

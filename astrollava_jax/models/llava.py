@@ -13,7 +13,7 @@ from pydantic import Field
 
 from astrollava_jax.batch import Batch, ImageFacts
 from astrollava_jax.config import config
-from astrollava_jax.models.layers import Remat
+from astrollava_jax.models.layers import Remat, gather_rows
 from astrollava_jax.models.llama import LlamaConfig
 from astrollava_jax.models.projector import IdentityConfig, LinearConfig, MlpConfig
 from astrollava_jax.models.vision import ClipConfig
@@ -91,7 +91,7 @@ class Llava(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """Embedded words, with image features where `feature_index` says so."""
         words = self.llm.embed(tokens, features.dtype)
-        pictures = jnp.take_along_axis(features, jnp.maximum(feature_index, 0)[..., None], axis=1)
+        pictures = gather_rows(features, jnp.maximum(feature_index, 0))
         return jnp.where((feature_index >= 0)[..., None], pictures, words)
 
     def __call__(self, batch: Batch, *, dtype: Any, remat: Remat = "none") -> Float[Array, "B T D"]:

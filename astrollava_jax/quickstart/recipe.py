@@ -26,7 +26,7 @@ steps: 1300
 init: {{model: {folder}/parts/initial, fresh: [".*"]}}  # a shape without weights: all from the seed
 data:
   - {{records: {folder}/parts/sky, template: plain, image: pad}}
-batch: {{samples: 64, length: 128, packing: true}}
+batch: {{samples: 64, length: 128, packing: true, max_images: 4}}
 loss: tokens
 optimizer:
   groups: [{{name: everything, params: ".*", peak_lr: 1.5e-3}}]
@@ -36,6 +36,7 @@ optimizer:
   schedule: {{type: cosine, warmup_fraction: 0.05, final_fraction: 0.02}}
 precision: {{compute: float32, trainable: float32, frozen: float32}}
 remat: none
+mesh: {{data: auto, fsdp: 1}}         # each device has the whole model and its own rows
 checkpoint: {{every_seconds: 120, keep: 2}}
 workers: 0                       # pictures this small are decoded faster than sent
 log: {{every_steps: 100}}
@@ -49,7 +50,7 @@ steps: 150
 init: {{vision: {folder}/parts/vision, llm: {folder}/parts/llm, fresh: ["projector/.*"]}}
 data:
   - {{records: {folder}/data/train, template: plain, image: pad}}
-batch: {{samples: 64, length: 128, packing: true}}
+batch: {{samples: 64, length: 128, packing: true, max_images: 4}}
 loss: tokens
 optimizer:
   groups: [{{name: projector, params: "projector/.*", peak_lr: 2.0e-3}}]
@@ -59,6 +60,7 @@ optimizer:
   schedule: {{type: cosine, warmup_fraction: 0.06, final_fraction: 0.02}}
 precision: {{compute: float32, trainable: float32, frozen: float32}}
 remat: none
+mesh: {{data: auto, fsdp: 1}}         # each device has the whole model and its own rows
 checkpoint: {{every_seconds: 120, keep: 2}}
 evaluate: {{records: {folder}/data/heldout, every_steps: 50}}
 workers: 0
@@ -75,7 +77,7 @@ init: {{model: {folder}/runs/stage1}}
 data:
   - {{records: {folder}/data/train, template: model, image: pad}}
   - {{records: {folder}/data/train, template: plain, image: pad, weight: 0.25}}
-batch: {{samples: 64, length: 128, packing: true}}
+batch: {{samples: 64, length: 128, packing: true, max_images: 4}}
 loss: tokens
 optimizer:
   groups:
@@ -87,6 +89,7 @@ optimizer:
   schedule: {{type: cosine, warmup_fraction: 0.06, final_fraction: 0.02}}
 precision: {{compute: float32, trainable: float32, frozen: float32}}
 remat: none
+mesh: {{data: auto, fsdp: 1}}         # each device has the whole model and its own rows
 checkpoint: {{every_seconds: 120, keep: 2}}
 evaluate: {{records: {folder}/data/heldout, every_steps: 100}}
 workers: 0

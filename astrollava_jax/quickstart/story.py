@@ -1,11 +1,10 @@
 """The report of the quickstart: what was made, learned and found, told from plain facts."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from astrollava_jax.data.example import Example
-from astrollava_jax.inference.evaluate import HEADER, Evaluation
 from astrollava_jax.quickstart.examples import scene_of
 from astrollava_jax.quickstart.questions import QUESTIONS
 from astrollava_jax.report import Card, Given, Page
@@ -26,13 +25,20 @@ FILES = (
 )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Told:
-    """One evaluation, and when it was made."""
+    """One evaluation of the held-out pictures."""
 
     when: str
     way: str
-    found: Evaluation
+    """A key of `WAYS`."""
+    accuracies: Mapping[str, float]
+    """By name of question."""
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    """The table, a row per question."""
+    answers: Sequence[Sequence[str]]
+    """What was said to each picture, one text per question."""
 
 
 @dataclasses.dataclass
@@ -48,11 +54,6 @@ class Facts:
     difference: str = ""
     asked: tuple[bytes, str, str, str] | None = None
     """Picture, question, truth, answer."""
-
-    def add(self, when: str, way: str, found: Evaluation, held_out: Sequence[Example]) -> None:
-        """Notes an evaluation of the held-out pictures."""
-        self.told.append(Told(when, way, found))
-        self.held_out = held_out
 
 
 def write(path: str, facts: Facts) -> None:
@@ -71,10 +72,10 @@ def verdicts(facts: Facts) -> list[tuple[str, str, float, float]]:
     """The figures that have a floor: (when, question, accuracy, floor)."""
     judged = (("after stage 1", "caption"), ("after stage 2", "asked"))
     return [
-        (told.when, result.name, result.accuracy, FLOORS[result.name])
+        (told.when, name, accuracy, FLOORS[name])
         for told in facts.told
         if (told.when, told.way) in judged
-        for result in told.found.results
+        for name, accuracy in told.accuracies.items()
     ]
 
 
@@ -101,12 +102,8 @@ def _evaluation(page: Page, facts: Facts) -> None:
         "answer gets. Intervals are Wilson's, 95%. After stage 1 the model was never asked a "
         "question, so it is judged by its captions; stage 2 is judged by its answers."
     )
-    rows = [
-        (told.when, WAYS[told.way], *result.row())
-        for told in facts.told
-        for result in told.found.results
-    ]
-    page.table(("when", "how", *HEADER), rows)
+    rows = [(told.when, WAYS[told.way], *row) for told in facts.told for row in told.rows]
+    page.table(("when", "how", *facts.told[0].header), rows)
 
 
 def _curves(page: Page, facts: Facts) -> None:
@@ -135,7 +132,7 @@ def _card(facts: Facts, number: int) -> Card:
     for told in facts.told:
         read = question.read_caption if told.way == "caption" else question.read_answer
         # The kind applies to every scene and is asked first.
-        said = told.found.answers[number][0]
+        said = told.answers[number][0]
         given.append(Given(f"{told.when}, {WAYS[told.way]}", said, read(said) == truth))
     return Card(shown.images[0], question.text, f"{truth} ({shown.caption})", given)
 

@@ -18,7 +18,7 @@ from astrollava_jax.data import example
 from astrollava_jax.data.example import Example
 from astrollava_jax.data.sources import TFRecordSource
 from astrollava_jax.data.tfrecord import write_set
-from astrollava_jax.inference.evaluate import Evaluation, Question, evaluate
+from astrollava_jax.inference.evaluate import HEADER, Evaluation, Question, evaluate, table
 from astrollava_jax.inference.model import Model
 from astrollava_jax.quickstart import recipe, story
 from astrollava_jax.quickstart.examples import examples, scene_of
@@ -140,9 +140,17 @@ class Quickstart:
     ) -> None:
         with self._chapter(f"{when}, {way}", "held-out questions"):
             found = examine(model, held_out, way, shuffled)
-        self.facts.add(when, way, found, held_out)
-        for result in found.results:
-            self.console.print("  ".join(result.row()), highlight=False)
+        told = story.Told(
+            when,
+            way,
+            {result.name: result.accuracy for result in found.results},
+            HEADER,
+            [result.row() for result in found.results],
+            found.answers,
+        )
+        self.facts.told.append(told)
+        self.facts.held_out = held_out
+        self.console.print(table(found.results), highlight=False)
 
     def _export(self, held_out: list[Example]) -> None:
         """Weights for PyTorch, loaded there, and compared."""

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from astrollava_jax.batch import Batch
 from astrollava_jax.config import config
-from astrollava_jax.models.layers import Remat
+from astrollava_jax.models.layers import Remat, gather_rows
 from astrollava_jax.models.llava import Llava
 from astrollava_jax.params import Params, merge
 from astrollava_jax.training.optimizer import AdamW
@@ -71,7 +71,7 @@ def weighted_nll(
     `[tokens, vocabulary]` array ever exists.
     """
     index = jnp.maximum(batch.learned_index, 0)
-    learned = jnp.take_along_axis(hidden, index[..., None], axis=1)
+    learned = gather_rows(hidden, index)
     targets = jnp.take_along_axis(batch.targets, index, axis=1)
     vocabulary = model.config.llm.vocab_size
     chunk = max(1, LOGITS_IN_FLIGHT // (rows_per_device * vocabulary))
