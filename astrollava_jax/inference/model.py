@@ -18,6 +18,7 @@ from astrollava_jax.inference import generate as decoding
 from astrollava_jax.inference.prompt import Picture, Prompt, make_prompt, pictures_per_prompt
 from astrollava_jax.models.llava import LlavaConfig
 from astrollava_jax.params import Params
+from astrollava_jax.weights.source import Source
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -42,6 +43,8 @@ class Model:
     """What is computed in; float32 means full products too."""
     mesh: Mesh | None = None
     """Where the parameters lie; None for one device."""
+    source: Source | None = dataclasses.field(default=None, repr=False)
+    """The files that it was read from, from which it is written again."""
 
     def generate(
         self,
