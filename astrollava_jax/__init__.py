@@ -10,11 +10,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from astrollava_jax.run.convert import save_model as save_model
     from astrollava_jax.run.model import load_model as load_model
+    from astrollava_jax.run.model import save_model as save_model
 
 __version__ = "0.1.0"
-_PUBLIC = {"load_model": "astrollava_jax.run.model", "save_model": "astrollava_jax.run.convert"}
+_PUBLIC = {"load_model": "astrollava_jax.run.model", "save_model": "astrollava_jax.run.model"}
 
 
 def __getattr__(name: str) -> Any:

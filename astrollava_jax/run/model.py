@@ -1,5 +1,7 @@
 """A model in any layout, ready to answer; and back to files."""
 
+from typing import Literal
+
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -11,6 +13,7 @@ from astrollava_jax.models.llava import logical_axes
 from astrollava_jax.params import split
 from astrollava_jax.run.directory import Opened, open_any, read_params
 from astrollava_jax.sharding import MeshConfig, placements
+from astrollava_jax.weights.save import save
 
 
 def load_model(path: str, dtype: Dtype = "bfloat16", mesh: Mesh | None = None) -> Model:
@@ -54,6 +57,35 @@ def to_answer(
         image_mode=opened.image_mode,
         dtype=dtype,
         mesh=mesh,
+        source=source,
+    )
+
+
+def save_model(
+    model: Model, target: str, layout: Literal["hf", "llava", "orbax"], *, dtype: str | None = None
+) -> None:
+    """Writes a loaded model into a new directory, from the files that it was read from.
+
+    What was not trained is written bit for bit; what was, in the dtype of the model it began from.
+
+    Args:
+        model: what `load_model` gave.
+        target: the directory; it must not be there, or be empty.
+        layout: `hf` for transformers and vLLM, `llava` for the original and llama.cpp, `orbax`.
+        dtype: what all parameters become; each keeps its own unless given.
+
+    Raises:
+        ValueError: if the model was not loaded from files, or the layout cannot hold it.
+    """
+    if model.source is None:
+        raise ValueError(f"{model.name}: was not loaded from files, so there is nothing to write")
+    save(
+        target,
+        layout,
+        model.source,
+        dtype=None if dtype is None else np.dtype(dtype),
+        template=model.template,
+        image_mode=model.image_mode,
     )
 
 
