@@ -41,8 +41,7 @@ def show(
 
 
 def _run(console: Console, run: RunConfig, stage: Stage) -> None:
-    folder = files.join(run.out, CHECKPOINTS)
-    done = steps(folder) if files.exists(folder) else []
+    done = steps(files.join(run.out, CHECKPOINTS))
     console.print(f"run: {run.out}" + (f", going on after step {done[-1]}" if done else ""))
     console.print(f"init: {run.init.model or f'{run.init.vision} and {run.init.llm}'}")
     axes = " x ".join(f"{axis} {size}" for axis, size in stage.mesh.shape.items())
@@ -84,15 +83,18 @@ def _memory(console: Console, run: RunConfig, stage: Stage) -> None:
     for address, shape in stage.model.shapes.items():
         local = stage.shardings[address].shard_shape(shape.shape)
         total += math.prod(local) * _bytes_each(run, stage.model.fates[address])
-    device = jax.local_devices()[0]
-    limit = (device.memory_stats() or {}).get("bytes_limit")
+    stats = jax.local_devices()[0].memory_stats() or {}
+    told = verdict(total, stats.get("bytes_limit"))
+    console.print(f"memory: {_bytes(total)} per device before activations; {told}")
+
+
+def verdict(needed: int, limit: int | None) -> str:
+    """Whether so many bytes fit on a device."""
     if limit is None:
-        verdict = f"{device.platform} devices do not tell how much they have"
-    elif total < limit:
-        verdict = f"fits in {_bytes(limit)}, and leaves {_bytes(limit - total)} for activations"
-    else:
-        verdict = f"DOES NOT FIT in {_bytes(limit)}: use more devices, or let less train"
-    console.print(f"memory: {_bytes(total)} per device before activations; {verdict}")
+        return "the device does not tell how much it has"
+    if needed < limit:
+        return f"fits in {_bytes(limit)}, and leaves {_bytes(limit - needed)} for activations"
+    return f"DOES NOT FIT in {_bytes(limit)}: use more devices, or let less train"
 
 
 def _steps(console: Console, run: RunConfig, data: Data) -> None:
