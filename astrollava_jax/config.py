@@ -47,11 +47,8 @@ def load(kind: type[T], path: str, overrides: Mapping[str, Any] | None = None) -
 def read(path: str) -> dict[str, Any]:
     """Reads a YAML mapping; a reference is followed from the folder of the file that holds it."""
     if not files.exists(path):
-        raise ConfigError(f"{path}: no such file")
-    try:
-        tree = yaml.load(files.read_text(path), Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from None
+        raise ConfigError(f"{path}: expected a YAML file, found nothing there")
+    tree = _parsed(files.read_text(path), path)
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of keys, found {type(tree).__name__}")
     return _follow(tree, os.path.dirname(os.path.abspath(path)))
@@ -66,12 +63,14 @@ def override(tree: dict[str, Any], dotted: str, value: Any) -> None:
             if isinstance(node, list):
                 node = node[int(part)]
             else:
-                node = node.setdefault(part, {})
+                node[part] = node.get(part) if node.get(part) is not None else {}
+                node = node[part]
         except (ValueError, IndexError, AttributeError):
             raise ConfigError(f"--{dotted}: there is no {'.'.join(parents[: depth + 1])}") from None
-    parsed = yaml.load(value, Loader=_Loader) if isinstance(value, str) else value
+    if isinstance(value, str):
+        value = _follow(_parsed(value, f"--{dotted}"), os.getcwd())
     try:
-        node[int(last) if isinstance(node, list) else last] = parsed
+        node[int(last) if isinstance(node, list) else last] = value
     except (ValueError, IndexError, TypeError):
         raise ConfigError(
             f"--{dotted}: {'.'.join(parents) or 'the run'} has no key {last}"
@@ -116,16 +115,36 @@ def differences(one: Any, other: Any, at: str = "") -> list[str]:
             where = f"{at}.{key}" if at else str(key)
             found += differences(one.get(key), other.get(key), where)
         return found
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        pairs = enumerate(zip(one, other))
+        return [line for index, pair in pairs for line in differences(*pair, f"{at}.{index}")]
     return [] if one == other else [f"{at}: {one!r} -> {other!r}"]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which `1e-3` is a number, as YAML 1.2 and everybody expects."""
+    """YAML in which `1e-3` is a number, as everybody expects, and a key stands once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node; a key that stands twice is an error, where YAML takes the last."""
+        keys = [key.value for key, _ in node.value]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"these keys stand twice: {', '.join(twice)}", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
+
+
+def _parsed(text: str, origin: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin}: not YAML: {error}") from None
 
 
 def _follow(tree: Any, folder: str, chain: tuple[str, ...] = ()) -> Any:
@@ -140,7 +159,7 @@ def _follow(tree: Any, folder: str, chain: tuple[str, ...] = ()) -> Any:
             raise ConfigError(f"{path} refers to itself through {' -> '.join(chain)}")
         if not files.exists(path):
             raise ConfigError(f"{path}: no such file (named as {tree!r})")
-        inner = yaml.load(files.read_text(path), Loader=_Loader)
+        inner = _parsed(files.read_text(path), path)
         return _follow(inner, os.path.dirname(path), (*chain, path))
     return tree
 

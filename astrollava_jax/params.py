@@ -42,8 +42,15 @@ def merge(graphdef: nnx.GraphDef, params: Mapping[str, Any]) -> Any:
 
 
 def matches(pattern: str, address: str) -> bool:
-    """Whether the regular expression matches the address whole."""
-    return re.fullmatch(pattern, address) is not None
+    """Whether the regular expression matches the address whole.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    try:
+        return re.fullmatch(pattern, address) is not None
+    except re.error as error:
+        raise ValueError(f"{pattern!r}: not a regular expression: {error}") from None
 
 
 def assign(

@@ -5,5 +5,8 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("PJRT_NPROC", "16")  # fewer threads than devices starve a collective
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8"
+    # Tests compile much and run little: half of the time of a compilation goes into speed.
+    + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )

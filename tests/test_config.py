@@ -85,3 +85,26 @@ def test_what_may_change_between_two_starts_of_a_run(tmp_path):
 def test_contradictions_are_told(tmp_path, change, message):
     with pytest.raises(config.ConfigError, match=message):
         config.load(RunConfig, written(tmp_path, RUN), change)
+
+
+def test_a_null_section_is_made_a_reference_followed_and_a_torn_value_told(tmp_path, monkeypatch):
+    path = written(tmp_path, RUN + "evaluate: null\n")
+    written(tmp_path, "{data: 2}", "two.yaml")
+    monkeypatch.chdir(tmp_path)
+    given = {"evaluate.records": "sky", "evaluate.every_steps": "5", "mesh": "two.yaml"}
+    run = config.load(RunConfig, path, given)
+    assert run.evaluate is not None and run.evaluate.every_steps == 5
+    assert run.mesh.data == 2
+    with pytest.raises(config.ConfigError, match="--seed: not YAML"):
+        config.load(RunConfig, path, {"seed": "["})
+
+
+def test_a_key_that_stands_twice_is_an_error(tmp_path):
+    with pytest.raises(config.ConfigError, match="these keys stand twice: epochs"):
+        config.load(RunConfig, written(tmp_path, RUN + "epochs: 2\n"))
+
+
+def test_differences_go_into_lists(tmp_path):
+    path = written(tmp_path, RUN)
+    other = config.load(RunConfig, path, {"data.0.weight": "2"})
+    assert changed(config.load(RunConfig, path), other) == ["data.0.weight: 1.0 -> 2.0"]

@@ -17,6 +17,9 @@ COMMANDS = {
     "ask": "one answer about some pictures",
 }
 
+GOES_ON = ("quickstart", "train")
+"""Commands that, started again, go on where they ended."""
+
 COMPLETE, FAILED, MISTAKE, RESUMABLE = 0, 1, 2, 75
 
 PATH_ERRORS = (
@@ -67,6 +70,9 @@ def _run(module: Any, argv: list[str]) -> int:
     try:
         module.main(argv)
     except KeyboardInterrupt:
+        if module.__name__.rsplit(".", 1)[-1] not in GOES_ON:
+            print("\nstopped", file=sys.stderr)
+            return FAILED
         print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return RESUMABLE
     except (ValueError, *PATH_ERRORS) as error:

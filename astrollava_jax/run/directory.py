@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from astrollava_jax import files
-from astrollava_jax.config import load
+from astrollava_jax.config import load, parse
 from astrollava_jax.data.image import Mode
 from astrollava_jax.params import Params
 from astrollava_jax.run.config import InitConfig, RunConfig
@@ -170,7 +170,7 @@ def _open_run(folder: str, step: int | None, moved: str | None) -> Opened:
         raise FileNotFoundError(
             f"{folder}: no checkpoint {'' if step is None else step}; finished are {finished}"
         )
-    init = InitConfig(**facts["init"])
+    init = parse(InitConfig, facts["init"], files.join(folder, BASE))
     if moved is not None:
         init = dataclasses.replace(init, model=moved)
     if run_folder(init.model or ""):

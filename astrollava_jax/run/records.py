@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from astrollava_jax import files
-from astrollava_jax.batch import Batch, ImageFacts, empty_rows
+from astrollava_jax.batch import Batch, ImageFacts
 from astrollava_jax.data.lengths import Lengths, measure
 from astrollava_jax.data.mixture import DataConfig, Mixture
 from astrollava_jax.data.pack import BatchConfig, RunPlan
@@ -155,12 +155,6 @@ def evaluation_batches(data: Data, stage: Stage) -> Iterator[Batch]:
     with pipeline.batches() as batches:
         for found in batches:
             yield whole.to_devices(found.batch).map(lambda field: field[0])
-
-
-def blank_batch(data: Data, facts: ImageFacts) -> Batch:
-    """A step in which nothing stands: compiles what real steps will use."""
-    shape = data.plan.shape
-    return empty_rows(data.plan.rows, shape.length, shape.learned, shape.images, facts)
 
 
 def _deliver(found: StepData, samples: int, stage: Stage) -> Delivery:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -125,7 +126,7 @@ class Log:
         self._lines.write({"step": step, "attempt": self.attempt, **facts})
         if self._board is not None:
             self._board.write(step, facts)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in facts.items())
+        shown = "  ".join(f"{name} {value}" for name, value in facts.items())
         self._console.print(f"step {step}: {shown}", highlight=False)
 
     def close(self) -> None:
@@ -161,7 +162,7 @@ class Log:
 def _line(facts: dict[str, Any], total: int) -> str:
     mfu = "" if facts["mfu"] is None else f"  mfu {facts['mfu']:.3f}"
     return (
-        f"step {facts['step']}/{total}  loss {facts['loss']:.6f}"
+        f"step {facts['step']}/{total}  loss {np.float32(facts['loss'])}"
         f"  grad_norm {facts['grad_norm']:.4f}  lr {facts['lr']:.3e}"
         f"  {facts['samples_per_second']:.1f} samples/s"
         f"  {facts['tokens_per_second_per_chip']:.0f} tokens/s/chip{mfu}"
