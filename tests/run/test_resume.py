@@ -1,0 +1,141 @@
+"""A killed run goes on as if nothing had happened; another run is refused."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import small_run
+from orbax.checkpoint import v1 as ocp
+from small_run import curve, held_out
+
+from astrollava_jax.cli.main import COMPLETE, MISTAKE, main
+from astrollava_jax.run.train import train
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+
+@dataclasses.dataclass(frozen=True)
+class Killed:
+    """A run that was killed on its way from step 5 to step 8."""
+
+    file: str
+    out: Path
+    left: Path
+    """A copy of what it left behind, for another attempt."""
+
+
+def lines(out: Path) -> list[dict]:
+    """The whole lines of a log, as they stand."""
+    path = out / "log.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def start(file: str) -> subprocess.Popen:
+    """`astrollava train` in a process of its own, which compiles for itself."""
+    environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    command = [sys.executable, "-m", "astrollava_jax", "train", file]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def kill_after_checkpoint(processes: dict[Path, subprocess.Popen]) -> None:
+    """Kills runs once checkpoint 4 is finished and step 5 is told, as they go on.
+
+    Before it tells of step 6 a run evaluates, which it must compile first: time enough.
+    """
+    while any(process.poll() is None for process in processes.values()):
+        for out, process in processes.items():
+            if (out / "checkpoints" / "4").exists() and len(lines(out)) >= 5:
+                process.send_signal(signal.SIGKILL)
+        time.sleep(0.01)
+    for out, process in processes.items():
+        told = process.communicate()[0].decode()
+        assert process.returncode == -signal.SIGKILL, told
+        assert len(lines(out)) == 5, told
+
+
+@pytest.fixture(scope="module")
+def killed(sky, stage1, stage2) -> dict[int, Killed]:
+    """Both stages, killed."""
+    inits = {1: small_run.fresh_projector(sky / "base"), 2: small_run.model_at(stage1.out)}
+    runs, processes = {}, {}
+    for stage, init in inits.items():
+        out = sky / f"killed{stage}"
+        runs[stage] = Killed(small_run.run_file(sky, stage, init, out), out, sky / f"left{stage}")
+        processes[out] = start(runs[stage].file)
+    kill_after_checkpoint(processes)
+    for run in runs.values():
+        shutil.copytree(run.out, run.left)
+    return runs
+
+
+def arrays(out: Path) -> dict[str, np.ndarray]:
+    """What trains and its moments after the last step, read with Orbax alone."""
+    path = out / "checkpoints" / "8"
+    held = ocp.checkpointables_metadata(path).metadata
+    wanted = {name: held[name] for name in ("trainable", "optimizer")}
+    items = ocp.load_checkpointables(
+        path, jax.tree.map(lambda array: np.empty(array.shape, array.dtype), wanted)
+    )
+    leaves = jax.tree_util.tree_leaves_with_path(items)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_killed_run_goes_on_bit_for_bit(stage, killed, stage1, stage2):
+    whole, parts = {1: stage1, 2: stage2}[stage].out, killed[stage].out
+    before = len(lines(parts))
+    train(small_run.read_run(killed[stage].file))
+    attempts = [(facts["attempt"], facts["step"]) for facts in lines(parts) if "loss" in facts]
+    assert attempts == [(1, step) for step in range(1, 6)] + [(2, step) for step in range(5, 9)]
+    assert lines(parts)[4]["loss"] == lines(parts)[before]["loss"] == curve(whole)[4][0]
+    assert curve(parts) == curve(whole)
+    assert held_out(parts) == held_out(whole)
+    expected, found = arrays(whole), arrays(parts)
+    assert found["optimizer/count"] == small_run.STEPS
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert array.dtype == found[name].dtype and array.tobytes() == found[name].tobytes(), name
+
+
+def test_a_run_goes_on_upon_another_mesh(killed, stage2):
+    mesh = {"data": 2, "fsdp": 2, "tensor": 2}
+    out = str(killed[2].left)
+    train(small_run.read_run(killed[2].file, out=out, mesh=mesh, batch__rows_per_device=1))
+    assert curve(out)[:4] == curve(stage2.out)[:4]
+    found, expected = np.array(curve(out)), np.array(curve(stage2.out))
+    np.testing.assert_allclose(found[:, 0], expected[:, 0], rtol=1e-5)
+    assert np.array_equal(found[:, 2], expected[:, 2])
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_says_so(stage1, capsys):
+    before = content(stage1.out)
+    assert main(["train", stage1.file]) == COMPLETE
+    assert f"{stage1.out}: complete, all 8 steps are done" in capsys.readouterr().out
+    assert content(stage1.out) == before
+
+
+def test_another_run_is_refused_by_the_keys_that_differ(stage1, capsys):
+    before = content(stage1.out)
+    changes = ["--optimizer.groups.0.peak_lr", "1e-4", "--seed", "4", "--log.every_steps", "1"]
+    assert main(["train", stage1.file, *changes]) == MISTAKE
+    told = capsys.readouterr().err
+    assert f"{stage1.out} holds another run" in told
+    assert "seed: 3 -> 4" in told and "peak_lr" in told and "0.01" in told
+    assert "every_steps" not in told and "Traceback" not in told
+    assert content(stage1.out) == before
