@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import safetensors.torch
+import tiny_directories as tiny
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
@@ -77,8 +79,12 @@ def torch_model() -> LlavaForConditionalGeneration:
 
 
 def write_model(folder: Path) -> None:
-    """A directory as transformers writes it, in float16, with the sky's own tokenizer."""
-    torch_model().half().save_pretrained(folder)
+    """A directory in float16 with the names of transformers 4, and the sky's own tokenizer."""
+    model = torch_model()
+    model.config.dtype = torch.float16
+    model.config.save_pretrained(folder)
+    tensors = tiny.renamed(tiny.tensors_of(model, torch.float16), tiny.TO_4X)
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     for name, content in vocabulary.tokenizer_files().items():
         (folder / name).write_bytes(content)
     pixels: dict[str, Any] = {
