@@ -136,6 +136,8 @@ class Overlay(Source):
         if self._dtype is not None:
             return self._dtype
         fresh = address in self._base.missing
+        if fresh and "llm/embed/embedding" in self._base.missing:
+            return np.dtype(np.float32)  # made from nothing: kept as it was trained
         return self._base.dtype("llm/embed/embedding" if fresh else address)
 
     def fingerprint(self, address: str) -> str:
