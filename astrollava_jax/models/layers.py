@@ -28,7 +28,11 @@ def read_kernel(kernel: nnx.Variable, dtype: Any) -> Array:
 
 
 class Linear(nnx.Module):
-    """Contracts the last `len(inputs)` dims with a kernel of shape `[*inputs, *outputs]`."""
+    """Contracts the last `len(inputs)` dims with a kernel of shape `[*inputs, *outputs]`.
+
+    Fresh numbers are uniform within 1 / sqrt(inputs), the bias too: `torch.nn.Linear`'s, and so
+    those of LLaVA's fresh projector.
+    """
 
     def __init__(
         self,
@@ -40,14 +44,13 @@ class Linear(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.num_inputs = len(inputs)
-        scale = 1.0 / math.sqrt(math.prod(inputs))
-        shape = (*inputs, *outputs)
-        self.kernel = nnx.Param(
-            scale * jax.random.truncated_normal(rngs.params(), -3.0, 3.0, shape), axes=tuple(axes)
-        )
-        self.bias = (
-            nnx.Param(jnp.zeros(tuple(outputs)), axes=tuple(axes[len(inputs) :])) if bias else None
-        )
+        bound = 1.0 / math.sqrt(math.prod(inputs))
+
+        def fresh(*shape: int) -> Array:
+            return jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
+
+        self.kernel = nnx.Param(fresh(*inputs, *outputs), axes=tuple(axes))
+        self.bias = nnx.Param(fresh(*outputs), axes=tuple(axes[len(inputs) :])) if bias else None
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """The mapped array, in the dtype of `x`."""
@@ -61,11 +64,19 @@ class Linear(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """A table of vectors."""
+    """A table of vectors, normal with deviation `scale` when fresh."""
 
-    def __init__(self, size: int, dim: int, axes: Sequence[str | None], *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        size: int,
+        dim: int,
+        axes: Sequence[str | None],
+        *,
+        scale: float = 0.02,
+        rngs: nnx.Rngs,
+    ):
         self.embedding = nnx.Param(
-            0.02 * jax.random.normal(rngs.params(), (size, dim)), axes=tuple(axes)
+            scale * jax.random.normal(rngs.params(), (size, dim)), axes=tuple(axes)
         )
 
     def __call__(self, ids: Int[Array, "..."], dtype: Any) -> Float[Array, "... D"]:

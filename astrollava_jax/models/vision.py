@@ -1,5 +1,6 @@
 """The vision tower of CLIP: patches, a class token, pre-normed blocks."""
 
+import functools
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -124,8 +125,10 @@ class Clip(nnx.Module):
         self.config = config
         p, E = config.patch_size, config.embed_dim
         self.patch_embed = Linear((p, p, 3), (E,), (None, None, None, "embed"), rngs=rngs)
-        self.class_token = Embedding(1, E, (None, "embed"), rngs=rngs)
-        self.positions = Embedding(config.num_patches + 1, E, (None, "embed"), rngs=rngs)
+        # As CLIP began: places must be heard beside patches whose numbers are near 1.
+        table = functools.partial(Embedding, axes=(None, "embed"), scale=E**-0.5, rngs=rngs)
+        self.class_token = table(1, E)
+        self.positions = table(config.num_patches + 1, E)
         self.pre_norm = LayerNorm(E, config.norm_eps)
         self.layers = stack(config.num_layers, lambda rngs: Block(config, rngs=rngs), rngs)
         self.post_norm = LayerNorm(E, config.norm_eps)

@@ -45,8 +45,8 @@ log: {{every_steps: 100}}
 STAGE1 = """\
 # Stage 1: teach a fresh projector to speak the decoder's language. Nothing else moves.
 out: {folder}/runs/stage1
-seed: 0
-steps: 150
+seed: 1                          # another than stage 0: its projector must not come back
+steps: 300
 init: {{vision: {folder}/parts/vision, llm: {folder}/parts/llm, fresh: ["projector/.*"]}}
 data:
   - {{records: {folder}/data/train, template: plain, image: pad}}
@@ -62,22 +62,22 @@ precision: {{compute: float32, trainable: float32, frozen: float32}}
 remat: none
 mesh: {{data: auto, fsdp: 1}}         # each device has the whole model and its own rows
 checkpoint: {{every_seconds: 120, keep: 2}}
-evaluate: {{records: {folder}/data/heldout, every_steps: 50}}
+evaluate: {{records: {folder}/data/heldout, every_steps: 100}}
 workers: 0
-log: {{every_steps: 25}}
+log: {{every_steps: 50}}
 """
 
 STAGE2 = """\
 # Stage 2: the decoder and the projector learn to answer. Some captions stay in the mixture, so that
 # what stage 1 taught is not forgotten.
 out: {folder}/runs/stage2
-seed: 0
+seed: 2
 steps: 300
 init: {{model: {folder}/runs/stage1}}
 data:
   - {{records: {folder}/data/train, template: model, image: pad}}
   - {{records: {folder}/data/train, template: plain, image: pad, weight: 0.25}}
-batch: {{samples: 64, length: 128, packing: true, max_images: 4}}
+batch: {{samples: 64, length: 192, packing: true, max_images: 4}}
 loss: tokens
 optimizer:
   groups:
