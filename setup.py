@@ -14,7 +14,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["astrollava_jax", "astrollava_jax.*", "data_prep", "data_prep.*"]),
+    packages=find_packages(
+        include=["astrollava_jax", "astrollava_jax.*", "data_prep", "data_prep.*"]
+    ),
     install_requires=[
         "jax>=0.10.2,<0.12",
         "flax>=0.12.8,<0.13",

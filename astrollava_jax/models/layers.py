@@ -179,7 +179,7 @@ def walk(
         )
 
     whole = used is None or used == depth
-    body = one if whole else numbered
+    body: Any = one if whole else numbered
     if remat != "none":
         body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
     steps = depth if used is None else used
