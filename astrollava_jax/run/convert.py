@@ -52,8 +52,9 @@ def convert(
     save(
         target,
         layout,
-        model,
-        fresh,
+        opened.base,
+        # Not `model`, which gives what was trained rounded to the base's dtype already.
+        opened.changed or fresh,
         dtype=None if dtype is None else _dtype(dtype),
         template=opened.template,
         image_mode=opened.image_mode,

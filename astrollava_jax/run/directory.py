@@ -94,17 +94,17 @@ def open_any(
     """
     found = run_folder(path)
     if found is None:
-        source = open_model(path, vision=vision)
-        init = InitConfig(model=files.absolute(path), vision=vision and files.absolute(vision))
-        return Opened(source, source, init, {}, source.template, source.image_mode)
+        return _open_original(path, vision)
     folder, named = found
     return _open_run(folder, named if step is None else step, base)
 
 
 def open_init(init: InitConfig, base: str | None = None) -> Opened:
-    """Opens what a run starts from."""
+    """Opens what a run starts from; `base` is where the original model stands now, if it moved."""
     if init.llm is None or init.vision is None:
         assert init.model is not None
+        if base is not None and run_folder(init.model) is None:
+            return _open_original(base, init.vision)
         return open_any(init.model, vision=init.vision, base=base)
     source = join(init.vision, init.llm)
     where = InitConfig(vision=files.absolute(init.vision), llm=files.absolute(init.llm))
@@ -161,6 +161,12 @@ def check_base(folder: str, opened: Opened) -> None:
             f"{folder} was trained on another base; name the right one with --base DIR:\n  "
             + "\n  ".join(differing)
         )
+
+
+def _open_original(path: str, vision: str | None) -> Opened:
+    source = open_model(path, vision=vision)
+    init = InitConfig(model=files.absolute(path), vision=vision and files.absolute(vision))
+    return Opened(source, source, init, {}, source.template, source.image_mode)
 
 
 def _open_run(folder: str, step: int | None, moved: str | None) -> Opened:
