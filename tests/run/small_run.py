@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import safetensors.torch
 import tiny_directories as tiny
 import torch
+from orbax.checkpoint import v1 as ocp
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from astrollava_jax import config, files
@@ -158,3 +160,15 @@ def held_out(out: Any) -> dict[int, float]:
     """The held-out losses of a run directory, by step."""
     log = read_log(files.join(out, "log.jsonl"))
     return {facts["step"]: facts["held_out_loss"] for facts in log if "held_out_loss" in facts}
+
+
+def arrays(out: Path, step: int) -> dict[str, np.ndarray]:
+    """What trains and its moments after a step, read from its checkpoint with Orbax alone."""
+    path = out / "checkpoints" / str(step)
+    held = ocp.checkpointables_metadata(path).metadata
+    wanted = {name: held[name] for name in ("trainable", "optimizer")}
+    items = ocp.load_checkpointables(
+        path, jax.tree.map(lambda array: np.empty(array.shape, array.dtype), wanted)
+    )
+    leaves = jax.tree_util.tree_leaves_with_path(items)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

@@ -8,14 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import small_run
-from orbax.checkpoint import v1 as ocp
-from small_run import curve, held_out
+from small_run import arrays, curve, held_out
 
 from astrollava_jax.cli.main import COMPLETE, MISTAKE, main
 from astrollava_jax.run.train import train
@@ -49,47 +48,37 @@ def start(file: str) -> subprocess.Popen:
     )
 
 
-def kill_after_checkpoint(processes: dict[Path, subprocess.Popen]) -> None:
-    """Kills runs once checkpoint 4 is finished and step 5 is told, as they go on.
+def kill_after_checkpoint(file: str, out: Path) -> None:
+    """Starts a run, and kills it once checkpoint 4 is finished and step 5 is told, as it goes on.
 
-    Before it tells of step 6 a run evaluates, which it must compile first: time enough.
+    Before it tells of step 6 it evaluates, which it must compile first: time enough.
     """
-    while any(process.poll() is None for process in processes.values()):
-        for out, process in processes.items():
-            if (out / "checkpoints" / "4").exists() and len(lines(out)) >= 5:
-                process.send_signal(signal.SIGKILL)
+    process = start(file)
+    while process.poll() is None:
+        if (out / "checkpoints" / "4").exists() and len(lines(out)) >= 5:
+            process.send_signal(signal.SIGKILL)
         time.sleep(0.01)
-    for out, process in processes.items():
-        told = process.communicate()[0].decode()
-        assert process.returncode == -signal.SIGKILL, told
-        assert len(lines(out)) == 5, told
+    told = process.communicate()[0].decode()
+    assert process.returncode == -signal.SIGKILL, told
+    assert len(lines(out)) == 5, told
 
 
 @pytest.fixture(scope="module")
-def killed(sky, stage1, stage2) -> dict[int, Killed]:
-    """Both stages, killed."""
-    inits = {1: small_run.fresh_projector(sky / "base"), 2: small_run.model_at(stage1.out)}
-    runs, processes = {}, {}
-    for stage, init in inits.items():
-        out = sky / f"killed{stage}"
-        runs[stage] = Killed(small_run.run_file(sky, stage, init, out), out, sky / f"left{stage}")
-        processes[out] = start(runs[stage].file)
-    kill_after_checkpoint(processes)
-    for run in runs.values():
+def killed(request, sky) -> dict[int, Killed]:
+    """Both stages, killed while the same runs go their way without interruption."""
+    init, found, deaths = small_run.fresh_projector(sky / "base"), {}, []
+    with ThreadPoolExecutor() as watchers:
+        for stage in (1, 2):
+            out = sky / f"killed{stage}"
+            file = small_run.run_file(sky, stage, init, out)
+            found[stage] = Killed(file, out, sky / f"left{stage}")
+            deaths.append(watchers.submit(kill_after_checkpoint, file, out))
+            init = small_run.model_at(request.getfixturevalue(f"stage{stage}").out)
+        for death in deaths:
+            death.result()
+    for run in found.values():
         shutil.copytree(run.out, run.left)
-    return runs
-
-
-def arrays(out: Path) -> dict[str, np.ndarray]:
-    """What trains and its moments after the last step, read with Orbax alone."""
-    path = out / "checkpoints" / "8"
-    held = ocp.checkpointables_metadata(path).metadata
-    wanted = {name: held[name] for name in ("trainable", "optimizer")}
-    items = ocp.load_checkpointables(
-        path, jax.tree.map(lambda array: np.empty(array.shape, array.dtype), wanted)
-    )
-    leaves = jax.tree_util.tree_leaves_with_path(items)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    return found
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -102,7 +91,7 @@ def test_a_killed_run_goes_on_bit_for_bit(stage, killed, stage1, stage2):
     assert lines(parts)[4]["loss"] == lines(parts)[before]["loss"] == curve(whole)[4][0]
     assert curve(parts) == curve(whole)
     assert held_out(parts) == held_out(whole)
-    expected, found = arrays(whole), arrays(parts)
+    expected, found = arrays(whole, 8), arrays(parts, 8)
     assert found["optimizer/count"] == small_run.STEPS
     assert found.keys() == expected.keys()
     for name, array in expected.items():
