@@ -96,7 +96,22 @@ def open_any(
     if found is None:
         return _open_original(path, vision)
     folder, named = found
-    return _open_run(folder, named if step is None else step, base)
+    moved = None if base is None else InitConfig(model=base)
+    return _open_run(folder, named if step is None else step, moved)
+
+
+def reopen(run: RunConfig, base: str | None) -> Opened | None:
+    """What a run goes on from: its newest checkpoint over its base; None before the first one.
+
+    The run that it began from is not needed any more. The base is looked for where `base` or a
+    changed `run.init` says that it stands now, else where it stood.
+    """
+    if not steps(files.join(run.out, CHECKPOINTS)):
+        return None
+    moved = None if base is None else InitConfig(model=base)
+    if moved is None and run.init != resolved(run.out).init:
+        moved = run.init if run.init.llm or not run_folder(run.init.model or "") else None
+    return _open_run(run.out, None, moved)
 
 
 def open_init(init: InitConfig, base: str | None = None) -> Opened:
@@ -169,7 +184,7 @@ def _open_original(path: str, vision: str | None) -> Opened:
     return Opened(source, source, init, {}, source.template, source.image_mode)
 
 
-def _open_run(folder: str, step: int | None, moved: str | None) -> Opened:
+def _open_run(folder: str, step: int | None, moved: InitConfig | None) -> Opened:
     facts = _facts(folder)
     finished = steps(files.join(folder, CHECKPOINTS))
     if not finished or (step is not None and step not in finished):
@@ -177,10 +192,15 @@ def _open_run(folder: str, step: int | None, moved: str | None) -> Opened:
             f"{folder}: no checkpoint {'' if step is None else step}; finished are {finished}"
         )
     init = parse(InitConfig, facts["init"], files.join(folder, BASE))
+    if moved is not None and (moved.llm is None) != (init.llm is None):
+        raise ValueError(
+            f"{folder} began from {init.model or f'{init.vision} and {init.llm}'}: to say where "
+            "that stands now, change init in the run's file, or for one model give --base DIR"
+        )
     if moved is not None:
-        init = dataclasses.replace(init, model=moved)
+        init = dataclasses.replace(moved, vision=moved.vision or init.vision)
     if run_folder(init.model or ""):
-        raise ValueError(f"--base {moved}: name the original directory, not a run")
+        raise ValueError(f"--base {init.model}: name the original directory, not a run")
     base = open_init(init)
     trained = Trained(files.join(folder, CHECKPOINTS), finished[-1] if step is None else step)
     changed = Merged(trained, Arrays(folder) if facts["inherited"] else {})

@@ -142,6 +142,23 @@ def build(
     )
 
 
+def abstract_params(stage: Stage, addresses: list[str], dtype: str) -> Params:
+    """Shapes of some parameters in a dtype, with their layout."""
+    return {
+        address: jax.ShapeDtypeStruct(
+            stage.model.shapes[address].shape, dtype, sharding=stage.shardings[address]
+        )
+        for address in addresses
+    }
+
+
+def abstract_state(stage: Stage, run: RunConfig) -> TrainState:
+    """What a step changes, as shapes with their layout."""
+    trainable = abstract_params(stage, stage.model.trainable, run.precision.trainable)
+    count = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(stage.mesh))
+    return TrainState(trainable, AdamState(count, trainable, trainable))
+
+
 def abstract_arguments(
     stage: Stage, run: RunConfig, shape: RowShape, facts: ImageFacts, rows: int
 ) -> tuple[TrainState, Params, Batch]:
@@ -150,17 +167,11 @@ def abstract_arguments(
     def array(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    def params(addresses: list[str], dtype: str) -> Params:
-        shapes = stage.model.shapes
-        return {a: array(shapes[a].shape, dtype, stage.shardings[a]) for a in addresses}
-
-    trainable = params(stage.model.trainable, run.precision.trainable)
-    count = array((), jnp.int32, replicated(stage.mesh))
-    state = TrainState(trainable, AdamState(count, trainable, trainable))
     micro = (stage.micro_batches, rows // stage.micro_batches)
     size, T, K, I = facts.size, *shape  # noqa: E741
     inner = Batch((T,), (T,), (K,), (K,), (T,), (T,), (I, size, size, 3), (T,))
     batch = inner.map(lambda dims: array((*micro, *dims), jnp.int32, stage.batch_sharding))
     pixels = batch.images
     batch = batch._replace(images=array(pixels.shape, jnp.uint8, stage.batch_sharding))
-    return state, params(stage.model.frozen, run.precision.frozen), batch
+    frozen = abstract_params(stage, stage.model.frozen, run.precision.frozen)
+    return abstract_state(stage, run), frozen, batch

@@ -23,7 +23,7 @@ from astrollava_jax.run.records import (
     held_out_data,
     training_data,
 )
-from astrollava_jax.run.stage import Model, Stage, build, describe, rows_unit
+from astrollava_jax.run.stage import Model, Stage, abstract_state, build, describe, rows_unit
 from astrollava_jax.training.checkpoint import Checkpoints
 from astrollava_jax.training.flops import Work, peak_flops, sizes_of, useful_flops
 from astrollava_jax.training.hooks import Evaluate, Guard, Log, Save
@@ -50,7 +50,8 @@ def train(run: RunConfig, *, base: str | None = None, dry: bool = False) -> None
     console = Console(soft_wrap=True, markup=False)
     run = with_absolute_paths(run)
     going_on = _check_same_run(run)
-    opened = directory.open_init(run.init, base)
+    reopened = directory.reopen(run, base) if going_on else None
+    opened = reopened or directory.open_init(run.init, base)
     for note in opened.source.notes:
         console.print(f"note: {note}")
     config = opened.source.config
@@ -73,11 +74,16 @@ def train(run: RunConfig, *, base: str | None = None, dry: bool = False) -> None
     if dry:
         dry_run.show(console, run, stage, data, held_out, fresh)
         return
-    params = _initial(run, opened, stage, fresh)
-    if not going_on:
-        _begin(run, opened, stage, params, fresh)
-    else:
+    if going_on:
         directory.check_base(run.out, opened)
+    if reopened:
+        params = directory.read_params(
+            reopened, model.frozen, stage.shardings, dtypes_of(run, model)
+        )
+    else:
+        params = _initial(run, opened, stage, fresh)
+        if not going_on:
+            _begin(run, opened, stage, params, fresh)
     _run(console, run, stage, data, held_out, params)
 
 
@@ -143,7 +149,7 @@ def _initial(run: RunConfig, opened: directory.Opened, stage: Stage, fresh: list
     model = stage.model
     read = [address for address in model.shapes if address not in fresh]
     params = directory.read_params(opened, read, stage.shardings, dtypes_of(run, model))
-    return params | make_fresh(run, model, stage.shardings)
+    return params | make_fresh(run, model, stage.shardings) if fresh else params
 
 
 def dtypes_of(run: RunConfig, model: Model) -> dict[str, str]:
@@ -190,13 +196,14 @@ def _run(
 ) -> None:  # fmt: skip
     """Trains from the newest checkpoint, or from the beginning, to the end."""
     total = data.plan.total_steps
-    trainable = {address: params.pop(address) for address in stage.model.trainable}
+    checkpoints = Checkpoints(files.join(run.out, directory.CHECKPOINTS), run.checkpoint.keep)
     with stage.active():
-        state = TrainState(trainable, stage.init_optimizer(trainable))
-        checkpoints = Checkpoints(files.join(run.out, directory.CHECKPOINTS), run.checkpoint.keep)
-        progress, newest = Progress(), checkpoints.latest()
-        if newest is not None:
-            state, progress = checkpoints.restore(newest, state)
+        newest = checkpoints.latest()
+        if newest is None:
+            trainable = {address: params.pop(address) for address in stage.model.trainable}
+            state, progress = TrainState(trainable, stage.init_optimizer(trainable)), Progress()
+        else:
+            state, progress = checkpoints.restore(newest, abstract_state(stage, run))
             console.print(f"going on after step {newest} of {total}")
         if progress.step >= total:
             console.print(f"{run.out}: complete, all {total} steps are done")
