@@ -14,7 +14,7 @@ test: $(VENV)/installed
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # torch first and alone: other releases bring gigabytes of CUDA libraries with them.
 $(VENV)/installed: setup.py constraints.txt
