@@ -155,7 +155,7 @@ def abstract_params(stage: Stage, addresses: list[str], dtype: str) -> Params:
 def abstract_state(stage: Stage, run: RunConfig) -> TrainState:
     """What a step changes, as shapes with their layout."""
     trainable = abstract_params(stage, stage.model.trainable, run.precision.trainable)
-    count = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(stage.mesh))
+    count: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(stage.mesh))
     return TrainState(trainable, AdamState(count, trainable, trainable))
 
 
