@@ -72,7 +72,7 @@ STAGE2 = """\
 # what stage 1 taught is not forgotten.
 out: {folder}/runs/stage2
 seed: 2
-steps: 300
+steps: 360
 init: {{model: {folder}/runs/stage1}}
 data:
   - {{records: {folder}/data/train, template: model, image: pad}}
@@ -81,8 +81,8 @@ batch: {{samples: 64, length: 192, packing: true, max_images: 4}}
 loss: tokens
 optimizer:
   groups:
-    - {{name: projector, params: "projector/.*", peak_lr: 1.0e-3}}
-    - {{name: llm, params: "llm/.*", peak_lr: 1.0e-3}}
+    - {{name: projector, params: "projector/.*", peak_lr: 2.5e-3}}
+    - {{name: llm, params: "llm/.*", peak_lr: 2.5e-3}}
   frozen: ["vision/.*"]
   betas: [0.9, 0.98]
   clip_norm: 1.0
