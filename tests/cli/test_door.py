@@ -105,7 +105,7 @@ def test_a_number_that_cannot_be_is_refused(key, value, folder, refused):
 
 
 def test_a_missing_file_of_a_run(folder, refused):
-    assert f"{folder}/none.yaml: no such file" in refused("train", folder / "none.yaml")
+    assert f"{folder}/none.yaml: expected a YAML file" in refused("train", folder / "none.yaml")
     assert f"{folder}/grey: is a directory" in refused("train", folder / "grey")
     said = refused("train", folder / "run.yaml", "--out", folder / "run.yaml")
     assert f"{folder}/run.yaml/plan: not a directory" in said
