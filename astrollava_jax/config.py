@@ -68,7 +68,10 @@ def override(tree: dict[str, Any], dotted: str, value: Any) -> None:
         except (ValueError, IndexError, AttributeError):
             raise ConfigError(f"--{dotted}: there is no {'.'.join(parents[: depth + 1])}") from None
     if isinstance(value, str):
-        value = _follow(_parsed(value, f"--{dotted}"), os.getcwd())
+        value = _parsed(value, f"--{dotted}")
+        # A text stands where a text stood; elsewhere a file's name stands for its content.
+        was_text = isinstance(node, dict) and isinstance(node.get(last), str)
+        value = value if was_text else _follow(value, os.getcwd())
     try:
         node[int(last) if isinstance(node, list) else last] = value
     except (ValueError, IndexError, TypeError):

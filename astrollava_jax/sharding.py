@@ -54,6 +54,9 @@ class MeshConfig:
     def __post_init__(self):
         if [self.data, self.fsdp, self.tensor].count("auto") > 1:
             raise ValueError("at most one of data, fsdp and tensor may be auto")
+        low = [axis for axis in (self.data, self.fsdp, self.tensor) if axis != "auto" and axis < 1]
+        if low:
+            raise ValueError(f"expected every axis to be at least 1 or auto, found {low}")
 
     def build(self, devices: Sequence[Any] | None = None) -> Mesh:
         """The mesh over `devices` (all of them, unless given).

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -44,7 +44,9 @@ class Model:
     mesh: Mesh | None = None
     """Where the parameters lie; None for one device."""
     source: Source | None = dataclasses.field(default=None, repr=False)
-    """The files that it was read from, from which it is written again."""
+    """The original files that it was read from, from which it is written again."""
+    changed: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+    """What a run trained: arrays by address that stand in for the files'."""
 
     def generate(
         self,

@@ -7,9 +7,8 @@ files/           config, tokenizer, processor and chat template of the base, byt
 checkpoints/     what trained
 """
 
-import collections
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,15 +18,12 @@ from astrollava_jax import files
 from astrollava_jax.config import load, parse
 from astrollava_jax.data.image import Mode
 from astrollava_jax.params import Params
+from astrollava_jax.run.arrays import Arrays, Merged, write_arrays
 from astrollava_jax.run.config import InitConfig, RunConfig
 from astrollava_jax.training.checkpoint import Trained, steps
 from astrollava_jax.weights.directory import join, open_model
-from astrollava_jax.weights.layout import whole
 from astrollava_jax.weights.load import load as load_weights
-from astrollava_jax.weights.safetensors import Info, Outgoing
-from astrollava_jax.weights.safetensors import write as write_safetensors
 from astrollava_jax.weights.source import Overlay, Source
-from astrollava_jax.weights.tensors import open_tensors
 
 BASE, CONFIG, CHECKPOINTS = "base.json", "config.yaml", "checkpoints"
 INHERITED, SIDECARS = "inherited", "files"
@@ -128,14 +124,14 @@ def open_init(init: InitConfig, base: str | None = None) -> Opened:
 
 def begin(
     folder: str, run_yaml: str, opened: Opened, trainable: list[str], frozen: list[str],
-    inherited: Mapping[str, np.ndarray], template: str, image_mode: Mode,
+    inherited: Mapping[str, np.ndarray], template: str, image_mode: Mode, data: dict[str, Any],
 ) -> None:  # fmt: skip
     """Writes everything of a run directory that stands before its first step.
 
     `base.json` is written last: a directory that has it is whole.
     """
     if inherited:
-        _write_arrays(files.join(folder, INHERITED), inherited)
+        write_arrays(files.join(folder, INHERITED), inherited)
     for name, content in opened.base.sidecars.items():
         files.write_bytes(files.join(folder, SIDECARS, name), content)
     files.write_text(files.join(folder, CONFIG), run_yaml)
@@ -145,6 +141,7 @@ def begin(
         "init": dataclasses.asdict(opened.init) | {"fresh": []},
         "template": template,
         "image": image_mode,
+        "data": data,
         "trained": trainable,
         "inherited": sorted(inherited),
         "frozen": {
@@ -156,6 +153,41 @@ def begin(
         },
     }
     files.write_json(files.join(folder, BASE), facts)
+
+
+def check_free(folder: str) -> None:
+    """Refuses a run directory that holds something else than an unfinished beginning.
+
+    Raises:
+        ValueError: if it does; names what is there.
+    """
+    ours = {CONFIG, INHERITED, SIDECARS, "plan", "log.jsonl", "tensorboard"}
+    found = (
+        [name for name in files.names(folder) if name not in ours]
+        if files.is_folder(folder)
+        else []
+    )
+    if found:
+        raise ValueError(
+            f"{folder}: expected a run directory or nothing, found {', '.join(found[:10])}: choose "
+            "another `out`"
+        )
+
+
+def check_data(folder: str, data: dict[str, Any]) -> None:
+    """Compares the record sets with those that the run began with.
+
+    Raises:
+        ValueError: if some differ: the order of what is left would be another.
+    """
+    before = _facts(folder)["data"]
+    if before != data:
+        sets = [i for i, pair in enumerate(zip(before["sets"], data["sets"])) if len({*pair}) > 1]
+        raise ValueError(
+            f"{folder}: its record sets have changed since it began (sets {sets}; steps "
+            f"{before['steps']} then, {data['steps']} now): give it the old ones, or choose "
+            "another `out`"
+        )
 
 
 def check_base(folder: str, opened: Opened) -> None:
@@ -203,7 +235,7 @@ def _open_run(folder: str, step: int | None, moved: InitConfig | None) -> Opened
         raise ValueError(f"--base {init.model}: name the original directory, not a run")
     base = open_init(init)
     trained = Trained(files.join(folder, CHECKPOINTS), finished[-1] if step is None else step)
-    changed = Merged(trained, Arrays(folder) if facts["inherited"] else {})
+    changed = Merged(trained, Arrays(files.join(folder, INHERITED)) if facts["inherited"] else {})
     opened = dataclasses.replace(
         base,
         source=Overlay(base.base, changed, folder),
@@ -216,54 +248,9 @@ def _open_run(folder: str, step: int | None, moved: InitConfig | None) -> Opened
     return opened
 
 
-class Arrays(Mapping[str, np.ndarray]):
-    """What a run inherited, by address; each is read when it is asked for."""
-
-    def __init__(self, folder: str):
-        self._tensors = open_tensors(files.join(folder, INHERITED))
-
-    def __getitem__(self, address: str) -> np.ndarray:
-        return self._tensors.read(address, whole(None, self._tensors.infos[address].shape))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors.infos)
-
-    def __len__(self) -> int:
-        return len(self._tensors.infos)
-
-
-def _write_arrays(folder: str, arrays: Mapping[str, np.ndarray]) -> None:
-    def outgoing(address: str) -> Outgoing:
-        array = arrays[address]
-        return Outgoing(address, Info(array.shape, array.dtype), lambda: array)
-
-    files.remove(folder)  # a start that was cut short can have left one
-    write_safetensors(files.make_folder(folder), [outgoing(address) for address in arrays])
-
-
-class Merged(Mapping[str, np.ndarray]):
-    """Arrays of several places as one mapping; nothing is read before it is asked for."""
-
-    def __init__(self, *parts: Mapping[str, np.ndarray]):
-        self._parts = collections.ChainMap(*map(_mutable, parts))
-
-    def __getitem__(self, address: str) -> np.ndarray:
-        return self._parts[address]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._parts)
-
-    def __len__(self) -> int:
-        return len(self._parts)
-
-
 def resolved(folder: str) -> RunConfig:
     """The config with which a run directory began."""
     return load(RunConfig, files.join(folder, CONFIG))
-
-
-def _mutable(mapping: Mapping[str, np.ndarray]) -> Any:
-    return mapping
 
 
 def _facts(folder: str) -> dict[str, Any]:

@@ -57,7 +57,8 @@ def to_answer(
         image_mode=opened.image_mode,
         dtype=dtype,
         mesh=mesh,
-        source=source,
+        source=opened.base,
+        changed=opened.changed,
     )
 
 
@@ -83,6 +84,7 @@ def save_model(
         target,
         layout,
         model.source,
+        model.changed,
         dtype=None if dtype is None else np.dtype(dtype),
         template=model.template,
         image_mode=model.image_mode,

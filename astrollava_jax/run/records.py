@@ -3,13 +3,14 @@
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from astrollava_jax import files
 from astrollava_jax.batch import Batch, ImageFacts
-from astrollava_jax.data.lengths import Lengths, measure
+from astrollava_jax.data.lengths import Lengths, fingerprint, measure
 from astrollava_jax.data.mixture import DataConfig, Mixture
 from astrollava_jax.data.pack import BatchConfig, RunPlan
 from astrollava_jax.data.pipeline import Pipeline, StepData
@@ -32,6 +33,12 @@ class Data:
     lengths: Lengths
     plan: RunPlan
     workers: int
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What must be the same for a run to go on: the sets' content, and the steps they make."""
+        sets = [fingerprint(part.source) for part in self.reader.parts]
+        return {"sets": sets, "steps": self.plan.total_steps}
 
     @property
     def samples(self) -> int:

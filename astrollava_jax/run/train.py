@@ -74,22 +74,23 @@ def train(run: RunConfig, *, base: str | None = None, dry: bool = False) -> None
     if dry:
         dry_run.show(console, run, stage, data, held_out, fresh)
         return
-    if going_on:
-        directory.check_base(run.out, opened)
     if reopened:
+        directory.check_base(run.out, opened)
+        directory.check_data(run.out, data.facts)
         params = directory.read_params(
             reopened, model.frozen, stage.shardings, dtypes_of(run, model)
         )
     else:
+        # A start that was cut short before its first checkpoint is begun again.
         params = _initial(run, opened, stage, fresh)
-        if not going_on:
-            _begin(run, opened, stage, params, fresh)
+        _begin(run, opened, stage, params, fresh, data)
     _run(console, run, stage, data, held_out, params)
 
 
 def _check_same_run(run: RunConfig) -> bool:
     """Whether the run directory holds the beginning of this run."""
     if not files.exists(files.join(run.out, directory.BASE)):
+        directory.check_free(run.out)
         return False
     differing = changed(directory.resolved(run.out), run)
     if differing:
@@ -173,8 +174,9 @@ def make_fresh(run: RunConfig, model: Model, shardings: Mapping[str, Any]) -> Pa
 
 
 def _begin(
-    run: RunConfig, opened: directory.Opened, stage: Stage, params: Params, fresh: list[str]
-) -> None:
+    run: RunConfig, opened: directory.Opened, stage: Stage, params: Params, fresh: list[str],
+    data: Data,
+) -> None:  # fmt: skip
     """Writes the run directory."""
     foreign = {*fresh, *opened.changed}
     inherited: Mapping[str, np.ndarray] = {
@@ -183,10 +185,12 @@ def _begin(
         if address in foreign
     }
     first = run.data[0]
-    template = opened.template if first.template == "plain" else first.template
+    # Captions teach no way of speaking: the first set with dialogues says how the model is asked.
+    spoken = [config.template for config in run.data if config.template != "plain"]
+    template = spoken[0] if spoken else opened.template
     directory.begin(
         run.out, dump(run), opened, stage.model.trainable, stage.model.frozen, inherited,
-        template, first.image,
+        template, first.image, data.facts,
     )  # fmt: skip
 
 

@@ -100,6 +100,14 @@ class OptimizerConfig:
             raise ValueError("groups: at least one group must train")
         if len(set(names)) < len(names) or FROZEN in names:
             raise ValueError(f"groups: names must differ and none is {FROZEN!r}; found {names}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(
+                f"clip_norm is {self.clip_norm}, expected more than 0; null clips nothing"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas) or not self.eps > 0:
+            raise ValueError(
+                f"expected betas in [0, 1) and eps above 0, found {self.betas}, {self.eps}"
+            )
 
     def fates(self, addresses: Any) -> dict[str, str]:
         """The name of the group that trains each address, or `frozen`.

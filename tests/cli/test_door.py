@@ -278,6 +278,12 @@ def test_every_command_helps_in_one_screen(command, capsys):
 
 
 def test_options_may_stand_anywhere(folder, capsys):
-    words = ["--batch.samples", "4", "--dry-run", str(folder / "run.yaml"), "--out=" + str(folder)]
+    words = [
+        "--batch.samples",
+        "4",
+        "--dry-run",
+        str(folder / "run.yaml"),
+        "--out=" + str(folder / "out"),
+    ]
     assert main(["train", *words]) == 0
     assert "1 steps of 4 samples" in capsys.readouterr().out
