@@ -93,10 +93,11 @@ def test_the_verdict_on_memory():
 
 
 def test_a_run_that_would_go_on_says_from_where(folder, shown):
-    assert f"run: {folder}/run\n" in shown()
-    for step in (8, 12):
-        (folder / "run" / "checkpoints" / str(step)).mkdir(parents=True)
-    assert f"run: {folder}/run, going on after step 12\n" in shown()
+    elsewhere = ("--out", f"{folder}/done")
+    assert f"run: {folder}/done\n" in shown(*elsewhere)
+    assert main(["train", str(folder / "run.yaml"), *elsewhere]) == 0
+    last = max(int(path.name) for path in (folder / "done" / "checkpoints").iterdir())
+    assert f"run: {folder}/done, going on after step {last}\n" in shown(*elsewhere)
 
 
 FACTS = ImageFacts(28, 14, 4, (0, 0, 0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
