@@ -63,6 +63,19 @@ def examples(count: int) -> list[Example]:
     ]
 
 
+def numbered(count: int) -> list[Example]:
+    """The number is in every field: few bytes, no to two images, a dialogue in every other one."""
+    return [
+        Example(
+            id=f"sky-{number}",
+            images=(bytes([number]) * (10 + number),) * (number % 3),
+            turns=(Turn("human", f"{number}?"), Turn("assistant", "Yes.")) * (number % 2),
+            caption=f"Number {number}.",
+        )
+        for number in range(count)
+    ]
+
+
 def source(folder, count: int = 40) -> TFRecordSource:
     write_set(folder, examples(count), name="sky", split="train", records_per_shard=16)
     return TFRecordSource(folder)

@@ -4,11 +4,11 @@ import json
 
 import llava_words
 import pytest
+from dialogues import turns_of
 from transformers import AutoTokenizer, CLIPImageProcessor, LlavaProcessor
 
 from astrollava_jax.data import chat
 from astrollava_jax.data.chat_export import jinja_text
-from astrollava_jax.data.example import Turn
 from astrollava_jax.data.tokenizer import Tokenizer
 
 CHATML = """\
@@ -42,10 +42,6 @@ PARTS = """\
 TEXTS = ["What is this? ", "A ring.", "Sure?\n", "Yes, \U0001f30c."]
 SPECIALS = ("<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|eot_id|>")
 SPECIALS += ("<|start_header_id|>", "<|end_header_id|>")
-
-
-def turns_of(texts):
-    return [Turn("assistant" if i % 2 else "human", text) for i, text in enumerate(texts)]
 
 
 def messages_of(texts):
