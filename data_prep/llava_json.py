@@ -17,7 +17,7 @@ import functools
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, get_args
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
@@ -26,6 +26,7 @@ from astrollava_jax import files
 from astrollava_jax.data import image
 from astrollava_jax.data.example import IMAGE_MARKER, Example, Role, Turn
 from astrollava_jax.data.tfrecord import SetInfo, write_set
+from data_prep import command
 from data_prep.parallel import ordered_map
 from data_prep.split import held_out
 from data_prep.tally import Refused, Tally
@@ -245,12 +246,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="PIXELS",
         help="larger images are stored at this size, the tower's side; 0 keeps them (default: 336)",
     )
-    add(
-        "--image",
-        choices=get_args(image.Mode),
-        default="pad",
-        help="how they will be made square: which side --size means (default: pad)",
-    )
+    command.add_image_option(parser)
     add("--id-images", action="store_true", help="where `image` is absent, take <id>.jpg")
     return parser.parse_args(argv)
 
@@ -258,26 +254,19 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; 0 when records were written, 2 for a mistake of the user's."""
     arguments = _arguments(argv)
-    tally = Tally()
-    try:
-        sets = convert(
+    pictures = Pictures(arguments.images, arguments.size, arguments.image, arguments.id_images)
+    return command.run(
+        "llava_json",
+        lambda tally: convert(
             _read_samples(arguments.json),
             arguments.out,
-            pictures=Pictures(
-                arguments.images, arguments.size, arguments.image, arguments.id_images
-            ),
+            pictures=pictures,
             name=arguments.name,
             split=arguments.split,
             heldout=arguments.heldout,
             tally=tally,
-        )
-    except (ValueError, OSError) as error:
-        print(tally, f"llava_json: {error}", sep="\n", file=sys.stderr)
-        return 2
-    print(tally)
-    for written in sets:
-        print(f"{written.folder}: {written.num_examples} records, {written.num_bytes:,} bytes")
-    return 0
+        ),
+    )
 
 
 if __name__ == "__main__":

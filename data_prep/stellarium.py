@@ -16,7 +16,7 @@ import random
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -25,7 +25,7 @@ from astrollava_jax import files
 from astrollava_jax.data import image
 from astrollava_jax.data.example import Example
 from astrollava_jax.data.tfrecord import SetInfo, write_set
-from data_prep import openngc, stellarium_words
+from data_prep import command, openngc, stellarium_words
 from data_prep.openngc import SkyObject
 from data_prep.parallel import ordered_map
 from data_prep.split import held_out
@@ -252,21 +252,16 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--heldout", type=float, default=0.1, help="share of the objects held out (default: 0.1)")
     add("--seed", type=int, default=0, help="of words and of the split (default: 0)")
     add("--size", type=int, default=336, help="pixels to store a side at (default: 336)")
-    add(
-        "--image",
-        choices=get_args(image.Mode),
-        default="pad",
-        help="how they will be made square: which side --size means (default: pad)",
-    )
+    command.add_image_option(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; 0 when records were written, 2 for a mistake of the user's."""
     arguments = _arguments(argv)
-    tally = Tally()
-    try:
-        sets = convert(
+    return command.run(
+        "stellarium",
+        lambda tally: convert(
             arguments.textures,
             arguments.out,
             heldout=arguments.heldout,
@@ -274,14 +269,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             size=arguments.size,
             mode=arguments.image,
             tally=tally,
-        )
-    except (ValueError, OSError) as error:
-        print(tally, f"stellarium: {error}", sep="\n", file=sys.stderr)
-        return 2
-    print(tally)
-    for written in sets:
-        print(f"{written.folder}: {written.num_examples} records, {written.num_bytes:,} bytes")
-    return 0
+        ),
+    )
 
 
 if __name__ == "__main__":
