@@ -55,6 +55,11 @@ class Lengths:
         """How many samples are longer than a row."""
         return int(np.count_nonzero(self.whole > self.tokens))
 
+    @property
+    def unreadable(self) -> tuple[Fault, ...]:
+        """The records that are damaged; the other faults are refusals of a template."""
+        return tuple(fault for fault in self.faults if not fault.record)
+
     def stretched(self, length: int) -> "Lengths":
         """What the lengths would be in longer rows: enough to tell how full these would be."""
         return dataclasses.replace(self, tokens=np.minimum(self.whole, length))
@@ -66,6 +71,7 @@ def measure(
     *,
     workers: int = 0,
     allow_unlearned: int = 0,
+    allow_unreadable: float = 1.0,
     show: bool = False,
 ) -> Lengths:
     """The lengths of all records of a mixture.
@@ -75,10 +81,11 @@ def measure(
         folder: where measured lengths are kept, one file per set.
         workers: processes to measure with.
         allow_unlearned: how many samples may have no learned token.
+        allow_unreadable: which fraction of the records may be damaged.
         show: whether to draw a progress bar, on a terminal.
 
     Raises:
-        ValueError: if more samples than allowed have no learned token; names them.
+        ValueError: if more records than allowed are damaged, or have no learned token; names them.
     """
     found, start = [], 0
     for part in reader.parts:
@@ -89,6 +96,7 @@ def measure(
         found.append(_read(path))
         start += len(part.source)
     lengths = _concatenate(found)
+    _check_readable(lengths, allow_unreadable)
     _check_learned(reader, lengths, allow_unlearned)
     return lengths
 
@@ -207,10 +215,21 @@ def _read(path: str) -> Lengths:
         return Lengths(**{name: stored[name] for name in _COLUMNS}, faults=faults)
 
 
+def _check_readable(lengths: Lengths, allowed: float) -> None:
+    unreadable = lengths.unreadable
+    if len(unreadable) <= allowed * len(lengths.tokens):
+        return
+    shown = [f"  {fault.where}: {fault.why}" for fault in unreadable[:_SHOWN]]
+    shown += ["  ..."] if len(unreadable) > _SHOWN else []
+    raise ValueError(
+        f"{len(unreadable)} of {len(lengths.tokens)} records cannot be read, more than "
+        f"bad_records.max_fraction {allowed:g} allows:\n" + "\n".join(shown)
+    )
+
+
 def _check_learned(reader: Reader, lengths: Lengths, allowed: int) -> None:
     unlearned = np.flatnonzero(lengths.learned == 0)
-    unreadable = sum(not fault.record for fault in lengths.faults)
-    count = len(unlearned) - unreadable
+    count = len(unlearned) - len(lengths.unreadable)
     if count <= allowed:
         return
     named = (line for record in unlearned.tolist() if (line := _name(reader, record)))

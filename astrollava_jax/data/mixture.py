@@ -66,8 +66,13 @@ class Mixture:
         self._weights = tuple(weights)
         self._seed = seed
         self._shuffle = shuffle
-        if not len(self.order(0)):
-            raise ValueError("the sets of this run hold no records at these weights")
+        idle = [n for n in range(len(weights)) if not len(self._visits(n, 0))]
+        if idle:
+            raise ValueError(
+                "expected every set to give records to an epoch, found none of "
+                + ", ".join(f"data.{n} ({len(sources[n])} records x {weights[n]:g})" for n in idle)
+                + ": give it more weight, or leave it out"
+            )
 
     def __len__(self) -> int:
         """The number of different records, whatever their weights."""

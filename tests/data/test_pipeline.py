@@ -11,7 +11,7 @@ import pytest
 import small_set
 
 from astrollava_jax.data import lengths as lengths_module
-from astrollava_jax.data.example import Example
+from astrollava_jax.data.example import Example, Turn
 from astrollava_jax.data.lengths import measure
 from astrollava_jax.data.mixture import Mixture
 from astrollava_jax.data.pack import BatchConfig, RunPlan
@@ -182,6 +182,29 @@ def test_a_sample_whose_answer_is_cut_away_is_named(tmp_path):
     reader = written(tmp_path, Example(id="long", images=pictures, caption="a star"))
     with pytest.raises(ValueError, match=r"'long': .* before position 16 of 21"):
         measure(reader, tmp_path / "plan")
+
+
+def test_more_damaged_records_than_allowed_are_named_before_the_first_step(tmp_path):
+    reader = written(tmp_path, *small_set.examples(8))
+    damage(reader, at=40)
+    with pytest.raises(ValueError, match="1 of 8 records cannot be read") as error:
+        measure(reader, tmp_path / "plan", allow_unreadable=0.1)
+    assert reader.where(0) in str(error.value)
+    assert measure(reader, tmp_path / "plan", allow_unreadable=0.125).tokens[1:].all()
+
+
+def test_a_sample_that_its_template_refuses_is_no_damage(tmp_path):
+    turns = (Turn("human", "<image> <image>"), Turn("assistant", "two"))
+    twice = Example(id="twice", images=(small_set.picture(1),), turns=turns, caption="a star")
+    reader = written(tmp_path, twice, *small_set.examples(7))
+    with pytest.raises(ValueError, match=r"1 of 8 .* no learned token.*\n.*twice"):
+        measure(reader, tmp_path / "plan", allow_unreadable=0.0)
+    found = measure(reader, tmp_path / "plan", allow_unlearned=1, allow_unreadable=0.0)
+    mixture = Mixture([part.source for part in reader.parts], [1.0], shuffle=False)
+    plan = RunPlan(mixture, found, BatchConfig(samples=8, length=16), epochs=1)
+    (step,) = steps(Pipeline(plan, reader))
+    assert step.records[0] == "twice" and not step.faults
+    assert 0 not in step.batch.learned_sample
 
 
 def test_an_unreadable_record_is_counted_and_gets_no_room(tmp_path):
