@@ -66,6 +66,7 @@ def training_data(run: RunConfig, tokenizer: Tokenizer, facts: ImageFacts, multi
         files.join(run.out, "plan"),
         workers=workers,
         allow_unlearned=run.bad_records.unlearned,
+        allow_unreadable=run.bad_records.max_fraction,
         show=True,
     )
     mixture = Mixture(
@@ -103,7 +104,10 @@ def held_out_data(
     )
     reader = make_reader([config], tokenizer, facts, run.batch.length)
     lengths = measure(
-        reader, files.join(run.out, "plan"), allow_unlearned=run.bad_records.unlearned
+        reader,
+        files.join(run.out, "plan"),
+        allow_unlearned=run.bad_records.unlearned,
+        allow_unreadable=run.bad_records.max_fraction,
     )
     batch = BatchConfig(
         rows=rows,
@@ -155,13 +159,14 @@ def deliveries(data: Data, stage: Stage, start: int) -> Iterator[Delivery]:
             yield _deliver(found, data.plan.samples(step), stage)
 
 
-def evaluation_batches(data: Data, stage: Stage) -> Iterator[Batch]:
-    """All held-out rows, on the devices, without the micro-batch axis."""
+def evaluation_batches(data: Data, stage: Stage) -> Iterator[tuple[Batch, list[str]]]:
+    """All held-out rows, on the devices, without the micro-batch axis; and their faults."""
     whole = dataclasses.replace(stage, micro_batches=1)
     pipeline = Pipeline(data.plan, data.reader, workers=data.workers)
     with pipeline.batches() as batches:
         for found in batches:
-            yield whole.to_devices(found.batch).map(lambda field: field[0])
+            batch = whole.to_devices(found.batch).map(lambda field: field[0])
+            yield batch, _told(found)
 
 
 def _deliver(found: StepData, samples: int, stage: Stage) -> Delivery:
@@ -172,5 +177,9 @@ def _deliver(found: StepData, samples: int, stage: Stage) -> Delivery:
         tokens=int(np.count_nonzero(filled)) * jax.process_count(),
         attended=int((found.batch.positions[filled] + 1).sum()) * jax.process_count(),
         filled=found.filled,
-        faults=[f"{fault.record or '?'} ({fault.where}): {fault.why}" for fault in found.faults],
+        faults=_told(found),
     )
+
+
+def _told(found: StepData) -> list[str]:
+    return [f"{fault.record or '?'} ({fault.where}): {fault.why}" for fault in found.faults]

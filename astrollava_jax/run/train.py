@@ -52,7 +52,7 @@ def train(run: RunConfig, *, base: str | None = None, dry: bool = False) -> None
     going_on = _check_same_run(run)
     reopened = directory.reopen(run, base) if going_on else None
     opened = reopened or directory.open_init(run.init, base)
-    for note in opened.source.notes:
+    for note in () if reopened else opened.source.notes:
         console.print(f"note: {note}")
     config = opened.source.config
     model = describe(run, config)
@@ -75,7 +75,6 @@ def train(run: RunConfig, *, base: str | None = None, dry: bool = False) -> None
         dry_run.show(console, run, stage, data, held_out, fresh)
         return
     if reopened:
-        directory.check_base(run.out, opened)
         directory.check_data(run.out, data.facts)
         params = directory.read_params(
             reopened, model.frozen, stage.shardings, dtypes_of(run, model)
@@ -233,21 +232,24 @@ def _hooks(
     hooks: list[Hook] = [Guard(run.bad_records.max_fraction, data.samples)]
     if run.evaluate is not None and held_out is not None:
 
-        def evaluate(state: TrainState) -> dict[str, float]:
-            return {"held_out_loss": held_out_loss(stage, held_out, state, frozen)}
+        def evaluate(state: TrainState) -> tuple[float, list[str]]:
+            return held_out_loss(stage, held_out, state, frozen)
 
         hooks.append(Evaluate(run.evaluate.every_steps, evaluate, log.held_out))
     save = Save(checkpoints, plain(run), run.checkpoint.every_seconds, run.checkpoint.every_steps)
     return [*hooks, save, log]
 
 
-def held_out_loss(stage: Stage, data: Data, state: TrainState, frozen: Params) -> float:
-    """The mean loss of all learned tokens of the held-out records."""
-    total = learned = 0.0
-    for batch in evaluation_batches(data, stage):
+def held_out_loss(
+    stage: Stage, data: Data, state: TrainState, frozen: Params
+) -> tuple[float, list[str]]:
+    """The mean loss of all learned tokens of the held-out records, and those not to be read."""
+    total, learned, faults = 0.0, 0.0, []
+    for batch, unreadable in evaluation_batches(data, stage):
         found, count = stage.evaluate(state.trainable, frozen, batch)
         total, learned = total + float(found), learned + float(count)
-    return total / max(learned, 1.0)
+        faults += unreadable
+    return total / max(learned, 1.0), faults
 
 
 def _log(

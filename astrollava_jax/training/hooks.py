@@ -1,7 +1,7 @@
 """What happens after a step: held-out loss, checkpoints, the log. None knows another."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,20 +37,23 @@ class Guard:
 
 
 class Evaluate:
-    """Computes the held-out loss every so many steps, and after the last."""
+    """Computes the held-out loss every so many steps, and after the last.
+
+    `evaluate` gives the loss and the records that could not be read; `found` is told of them.
+    """
 
     def __init__(
         self,
         every_steps: int,
-        evaluate: Callable[[TrainState], dict[str, float]],
-        found: Callable[[int, dict[str, float]], None],
+        evaluate: Callable[[TrainState], tuple[float, Sequence[str]]],
+        found: Callable[[int, float, Sequence[str]], None],
     ):
         self.every_steps, self._evaluate, self._found = every_steps, evaluate, found
 
     def __call__(self, event: Event) -> None:
         """Evaluates when it is time."""
         if event.last or event.progress.step % self.every_steps == 0:
-            self._found(event.progress.step, self._evaluate(event.state))
+            self._found(event.progress.step, *self._evaluate(event.state))
 
 
 class Save:
@@ -118,16 +121,16 @@ class Log:
         self._bar.update(self._task, completed=facts["step"], loss=f"loss {facts['loss']:.4f}")
         if event.last or facts["step"] % self.every_steps == 0:
             self._console.print(_line(facts, event.total_steps), highlight=False, soft_wrap=True)
-        for fault in event.delivery.faults:
-            self._console.print(f"unreadable record, loss off: {fault}", markup=False)
+        self._name(event.delivery.faults)
 
-    def held_out(self, step: int, facts: dict[str, float]) -> None:
+    def held_out(self, step: int, loss: float, faults: Sequence[str]) -> None:
         """Writes what the held-out evaluation found."""
+        facts = {"held_out_loss": loss, "held_out_skipped_records": len(faults)}
         self._lines.write({"step": step, "attempt": self.attempt, **facts})
         if self._board is not None:
             self._board.write(step, facts)
-        shown = "  ".join(f"{name} {value}" for name, value in facts.items())
-        self._console.print(f"step {step}: {shown}", highlight=False)
+        self._console.print(f"step {step}: held_out_loss {loss}", highlight=False)
+        self._name(faults)
 
     def close(self) -> None:
         """Leaves the bar and closes the files."""
@@ -135,6 +138,10 @@ class Log:
         self._lines.close()
         if self._board is not None:
             self._board.close()
+
+    def _name(self, faults: Sequence[str]) -> None:
+        for fault in faults:
+            self._console.print(f"unreadable record, loss off: {fault}", markup=False)
 
     def _facts(self, event: Event) -> dict[str, Any]:
         metrics, seconds = event.metrics, event.seconds

@@ -34,10 +34,10 @@ def test_a_run_stops_when_more_records_are_unreadable_than_allowed():
 
 def test_the_held_out_loss_comes_every_so_many_steps_and_at_the_end():
     found = []
-    hook = Evaluate(4, lambda state: {"held_out_loss": 2.0}, lambda step, facts: found.append(step))
+    hook = Evaluate(4, lambda state: (2.0, ["m31"]), lambda *told: found.append(told))
     for step in range(1, 11):
         hook(event(step))
-    assert found == [4, 8, 10]
+    assert found == [(4, 2.0, ["m31"]), (8, 2.0, ["m31"]), (10, 2.0, ["m31"])]
 
 
 def test_readers_take_the_last_line_of_a_step_and_pass_over_a_torn_one(tmp_path):
