@@ -1,8 +1,4 @@
-"""The decoder with a memory: keys and values of earlier positions are kept, not computed again.
-
-The way through a block is written out once more here, since its keys and values have to come out. A
-test holds it to the model without a memory.
-"""
+"""The decoder with a memory: keys and values of earlier positions are kept, not computed again."""
 
 from typing import NamedTuple
 
@@ -11,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from astrollava_jax.models.layers import rotary_angles, rotate
+from astrollava_jax.models.layers import rotary_angles
 from astrollava_jax.models.llama import Llama
 from astrollava_jax.sharding import shard
 
@@ -45,13 +41,14 @@ def read_on(
 
     def one(x, item):
         layer, keys, values = item
-        block = nnx.merge(graphdef, layer)
-        normed = block.norm1(x)
-        keys = keys.at[rows, positions].set(rotate(block.attn.k_proj(normed), angles))
-        values = values.at[rows, positions].set(block.attn.v_proj(normed))
-        queries = rotate(block.attn.q_proj(normed), angles)
-        x = x + block.attn.o_proj(_recall(queries, keys, values, positions))
-        return x + block.mlp(block.norm2(x)), Cache(keys, values)
+
+        def attend(q, k, v):
+            nonlocal keys, values
+            keys, values = keys.at[rows, positions].set(k), values.at[rows, positions].set(v)
+            return _recall(q, keys, values, positions)
+
+        x = nnx.merge(graphdef, layer)(x, angles, attend)
+        return x, Cache(keys, values)
 
     x, cache = jax.lax.scan(one, x, (layers, *cache))
     return llm.norm(x), cache

@@ -1,5 +1,7 @@
 """The Llama decoder: RMSNorm, rotary positions, grouped queries, SwiGLU."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -19,6 +21,12 @@ from astrollava_jax.models.layers import (
     walk,
 )
 from astrollava_jax.sharding import shard
+
+Attend = Callable[
+    [Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]],
+    Float[Array, "B T N H"],
+]
+"""What turned queries gather from keys and values: of their row, or of what is remembered."""
 
 
 @config
@@ -65,12 +73,12 @@ class Attention(nnx.Module):
         self.o_proj = Linear((N, H), (D,), ("heads", "head_dim", "embed"), rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B T D"], segment_ids: Int[Array, "B T"], angles: Any
+        self, x: Float[Array, "B T D"], angles: Any, attend: Attend
     ) -> Float[Array, "B T D"]:
         """What each position learns from the earlier ones of its sample."""
         q = rotate(self.q_proj(x), angles)
         k = rotate(self.k_proj(x), angles)
-        return self.o_proj(attention(q, k, self.v_proj(x), segment_ids))
+        return self.o_proj(attend(q, k, self.v_proj(x)))
 
 
 class Mlp(nnx.Module):
@@ -97,10 +105,10 @@ class Block(nnx.Module):
         self.mlp = Mlp(config, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B T D"], segment_ids: Int[Array, "B T"], angles: Any
+        self, x: Float[Array, "B T D"], angles: Any, attend: Attend
     ) -> Float[Array, "B T D"]:
         """The next layer's input."""
-        x = x + self.attn(self.norm1(x), segment_ids, angles)
+        x = x + self.attn(self.norm1(x), angles, attend)
         x = x + self.mlp(self.norm2(x))
         return shard(x, "batch", "length", None)
 
@@ -129,7 +137,8 @@ class Llama(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """The last normed hidden states of embedded positions."""
         angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
-        x = walk(self.layers, x, lambda block, x: block(x, segment_ids, angles), remat=remat)
+        attend = functools.partial(attention, segment_ids=segment_ids)
+        x = walk(self.layers, x, lambda block, x: block(x, angles, attend), remat=remat)
         return self.norm(x)
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
