@@ -80,7 +80,7 @@ def open_any(
 
     Args:
         path: the model.
-        vision: a tower for an original directory that lacks its own.
+        vision: a tower for an original directory that lacks its own, a run's base too.
         base: where a run's base stands now, if it moved.
         step: of a run directory; unset = the newest.
 
@@ -90,10 +90,11 @@ def open_any(
     """
     found = run_folder(path)
     if found is None:
+        if base is not None:
+            raise ValueError(f"--base {base}: only a run has a base, and {path} is none")
         return _open_original(path, vision)
     folder, named = found
-    moved = None if base is None else InitConfig(model=base)
-    return _open_run(folder, named if step is None else step, moved)
+    return _open_run(folder, named if step is None else step, _moved(folder, base, vision))
 
 
 def reopen(run: RunConfig, base: str | None) -> Opened | None:
@@ -104,7 +105,7 @@ def reopen(run: RunConfig, base: str | None) -> Opened | None:
     """
     if not steps(files.join(run.out, CHECKPOINTS)):
         return None
-    moved = None if base is None else InitConfig(model=base)
+    moved = _moved(run.out, base, None)
     if moved is None and run.init != resolved(run.out).init:
         moved = run.init if run.init.llm or not run_folder(run.init.model or "") else None
     return _open_run(run.out, None, moved)
@@ -117,6 +118,11 @@ def open_init(init: InitConfig, base: str | None = None) -> Opened:
         if base is not None and run_folder(init.model) is None:
             return _open_original(base, init.vision)
         return open_any(init.model, vision=init.vision, base=base)
+    if base is not None:
+        raise ValueError(
+            f"--base {base}: this run begins from two towers, {init.vision} and {init.llm}: say in "
+            "init where they stand now"
+        )
     source = join(init.vision, init.llm)
     where = InitConfig(vision=files.absolute(init.vision), llm=files.absolute(init.llm))
     return Opened(source, source, where, {}, source.template, source.image_mode)
@@ -190,19 +196,25 @@ def check_data(folder: str, data: dict[str, Any]) -> None:
         )
 
 
-def check_base(folder: str, opened: Opened) -> None:
-    """Compares the base's frozen parameters with those that the run began with.
+def _check_base(folder: str, base: Source) -> None:
+    """Compares a base's frozen parameters and its files of words with those of the beginning.
 
     Raises:
-        ValueError: if some differ; names them and their files.
+        ValueError: if some differ; names them.
     """
-    facts = _facts(folder)
     differing = [
         f"{address}: expected {fact['fingerprint']} of {fact['folder']}, found another in "
-        f"{opened.base.folder_of(address)}"
-        for address, fact in facts["frozen"].items()
-        if opened.base.fingerprint(address) != fact["fingerprint"]
+        f"{base.folder_of(address)}"
+        for address, fact in _facts(folder)["frozen"].items()
+        if base.fingerprint(address) != fact["fingerprint"]
     ]
+    kept = files.join(folder, SIDECARS)
+    names = {*base.sidecars, *(files.names(kept) if files.is_folder(kept) else [])}
+    for name in sorted(names):
+        path = files.join(kept, name)
+        before = files.read_bytes(path) if files.exists(path) else None
+        if base.sidecars.get(name) != before:
+            differing.append(f"{name}: expected what {path} holds, found something else")
     if differing:
         raise ValueError(
             f"{folder} was trained on another base; name the right one with --base DIR:\n  "
@@ -214,6 +226,16 @@ def _open_original(path: str, vision: str | None) -> Opened:
     source = open_model(path, vision=vision)
     init = InitConfig(model=files.absolute(path), vision=vision and files.absolute(vision))
     return Opened(source, source, init, {}, source.template, source.image_mode)
+
+
+def _moved(folder: str, base: str | None, vision: str | None) -> InitConfig | None:
+    """Where a run's original directories stand now; None where they stood."""
+    if base is None and vision is None:
+        return None
+    before = parse(InitConfig, _facts(folder)["init"], files.join(folder, BASE))
+    if base is not None:
+        return InitConfig(model=base, vision=vision or before.vision)
+    return dataclasses.replace(before, vision=vision)
 
 
 def _open_run(folder: str, step: int | None, moved: InitConfig | None) -> Opened:
@@ -230,22 +252,24 @@ def _open_run(folder: str, step: int | None, moved: InitConfig | None) -> Opened
             "that stands now, change init in the run's file, or for one model give --base DIR"
         )
     if moved is not None:
-        init = dataclasses.replace(moved, vision=moved.vision or init.vision)
+        init = moved
     if run_folder(init.model or ""):
         raise ValueError(f"--base {init.model}: name the original directory, not a run")
     base = open_init(init)
-    trained = Trained(files.join(folder, CHECKPOINTS), finished[-1] if step is None else step)
+    _check_base(folder, base.base)
+    taken, total = finished[-1] if step is None else step, facts["data"]["steps"]
+    trained = Trained(files.join(folder, CHECKPOINTS), taken)
     changed = Merged(trained, Arrays(files.join(folder, INHERITED)) if facts["inherited"] else {})
-    opened = dataclasses.replace(
+    source = Overlay(base.base, changed, folder)
+    if taken < total:
+        source.notes += (f"{folder} is taken as it was after step {taken} of {total}",)
+    return dataclasses.replace(
         base,
-        source=Overlay(base.base, changed, folder),
+        source=source,
         changed=changed,
         template=facts["template"],
         image_mode=facts["image"],
     )
-    if moved is not None:
-        check_base(folder, opened)
-    return opened
 
 
 def resolved(folder: str) -> RunConfig:

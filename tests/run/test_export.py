@@ -174,6 +174,33 @@ def test_a_base_that_moved(sky, stage1, stage2, exported, tmp_path, capsys):
     tiny.assert_same(tiny.read_all(tmp_path / "hf"), tiny.read_all(exported))
 
 
+def test_a_base_whose_words_have_changed(sky, stage2, capsys):
+    template = sky / "base" / "chat_template.jinja"
+    before = template.read_bytes()
+    template.write_bytes(before + b"\n")
+    try:
+        assert main(["ask", str(stage2.out), "what is this?"]) == MISTAKE
+    finally:
+        template.write_bytes(before)
+    told = capsys.readouterr().err
+    kept = stage2.out / "files" / "chat_template.jinja"
+    assert f"chat_template.jinja: expected what {kept} holds" in told
+    assert kept.read_bytes() == before
+
+
+def test_an_unfinished_run_is_called_so(stage2, tmp_path, capsys):
+    convert(stage2.out / "checkpoints" / "4", tmp_path / "hf", "hf")
+    assert f"note     {stage2.out} is taken as it was after step 4 of 8" in capsys.readouterr().out
+    convert(stage2.out, tmp_path / "whole", "hf")
+    assert "note" not in capsys.readouterr().out
+
+
+def test_only_a_run_has_a_base(sky, tmp_path, capsys):
+    command = ["convert", str(sky / "base"), str(tmp_path / "hf"), "--layout", "hf"]
+    assert main([*command, "--base", str(sky / "base")]) == MISTAKE
+    assert "only a run has a base" in capsys.readouterr().err
+
+
 def test_a_base_with_another_frozen_tensor(sky, stage2, tmp_path, capsys):
     shutil.copytree(sky / "base", tmp_path / "base")
     tensors = tiny.read_all(tmp_path / "base")
@@ -183,6 +210,13 @@ def test_a_base_with_another_frozen_tensor(sky, stage2, tmp_path, capsys):
     command = ["convert", str(stage2.out), str(tmp_path / "hf"), "--layout", "hf"]
     assert main([*command, "--base", str(tmp_path / "base")]) == MISTAKE
     told = capsys.readouterr().err
+    with moved(sky / "base"):  # a base that changed where it stood is told just the same
+        shutil.copytree(tmp_path / "base", sky / "base")
+        try:
+            assert main(command) == MISTAKE
+            assert capsys.readouterr().err == told.replace(str(tmp_path), str(sky))
+        finally:
+            shutil.rmtree(sky / "base")
     # The head was trained since: what it was before does not matter.
     assert "vision/pre_norm/scale" in told and "lm_head" not in told
     assert not (tmp_path / "hf").exists()
