@@ -36,6 +36,9 @@ from astrollava_jax.weights.save import save
 from astrollava_jax.weights.source import Overlay
 
 ANSWER_TOKENS, CAPTION_TOKENS = 16, 48
+OURS = ("data", "export", "parts", "report.html", "runs", "samples")
+"""What a quickstart leaves, beside the files of its stages."""
+
 PROBES = 3
 """Pictures on which the export is compared with PyTorch."""
 
@@ -44,9 +47,35 @@ def quickstart(out: str) -> None:
     """Does the whole job below `out`; what is finished there is not done again.
 
     Raises:
-        ValueError: if `out` holds something else.
+        ValueError: if `out` holds something else, or a stage whose file was changed.
     """
-    Quickstart(files.absolute(out)).run()
+    folder = files.absolute(out)
+    check_free(folder)
+    Quickstart(folder).run()
+
+
+def check_free(folder: str) -> None:
+    """Refuses a folder with something else in it, and stage files that were changed.
+
+    Raises:
+        ValueError: if there are any; says what to do.
+    """
+    if not files.is_folder(folder):
+        return
+    ours = {*OURS, *(f"{name}.yaml" for name in recipe.STAGES)}
+    foreign = [name for name in files.names(folder) if name not in ours]
+    if foreign:
+        raise ValueError(
+            f"{folder}: expected what an earlier quickstart left, or nothing, found "
+            f"{', '.join(foreign[:10])}: choose another folder with --out"
+        )
+    for name, text in recipe.STAGES.items():
+        path = files.join(folder, f"{name}.yaml")
+        if files.exists(path) and files.read_text(path) != text.format(folder=folder):
+            raise ValueError(
+                f"{path}: is not the quickstart's file any more, and would be overwritten: give "
+                "yours another name, its run another `out`, and train it by `astrollava train`"
+            )
 
 
 class Quickstart:
