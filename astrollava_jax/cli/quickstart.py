@@ -24,11 +24,6 @@ def main(argv: list[str]) -> None:
 
     # The pictures are small: a processor is the right device even where there is another.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    # A device per core, each with one thread and its own rows: with arrays this small, threads that
-    # share a product wait for each other most of the time.
-    cores = os.cpu_count() or 1
-    flags = f"--xla_force_host_platform_device_count={cores} --xla_cpu_multi_thread_eigen=false"
-    os.environ.setdefault("XLA_FLAGS", flags)
     from astrollava_jax.run.quickstart import quickstart
 
     quickstart(arguments.out)
