@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Shaped
 
+from astrollava_jax.sharding import shard
+
 Remat = Literal["none", "dots", "full"]
 REMAT: dict[str, Any] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep matmul outputs
@@ -75,6 +77,7 @@ class Embedding(nnx.Module):
         scale: float = 0.02,
         rngs: nnx.Rngs,
     ):
+        self.rows_axis = axes[0]
         self.embedding = nnx.Param(
             scale * jax.random.normal(rngs.params(), (size, dim)), axes=tuple(axes)
         )
@@ -85,7 +88,10 @@ class Embedding(nnx.Module):
         The image token and a pad may lie outside: an image's features take the place of the first,
         and nothing looks at the second. The default of `take` would put NaN there.
         """
-        return jnp.take(self.embedding.get_value(), ids, axis=0, mode="clip").astype(dtype)
+        # Whole vectors, as every weight is gathered before its use: from slices of vectors XLA
+        # finds no way to rows of a batch but to give every device all of both.
+        table = shard(self.embedding.get_value(), self.rows_axis, None)
+        return jnp.take(table, ids, axis=0, mode="clip").astype(dtype)
 
 
 class RmsNorm(nnx.Module):
