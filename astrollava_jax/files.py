@@ -9,11 +9,17 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 Where = str | os.PathLike[str]
+
+_OPEN_READERS = 128
+"""How many range readers of a process keep their files open: a large set has more shards than a
+process may open files, usually 1024, on some systems 256."""
 
 
 def join(folder: Where, *parts: str) -> str:
@@ -112,20 +118,36 @@ def read_json(path: Where) -> Any:
         ) from None
 
 
+class _Opened:
+    """A file's descriptor, which is closed when nobody holds it any more."""
+
+    def __init__(self, descriptor: int):
+        self.descriptor = descriptor
+
+    def __del__(self, close: Callable[[int], None] = os.close):
+        close(self.descriptor)  # bound above: at the interpreter's end, modules are gone already
+
+
 class RangeReader:
-    """Reads byte ranges of one file; safe in threads, and travels to worker processes."""
+    """Reads byte ranges of one file; safe in threads, and travels to worker processes.
+
+    The file is open between reads only while its reader is one of the process's last
+    `_OPEN_READERS` to have read.
+    """
+
+    _last: ClassVar[OrderedDict[int, _Opened]] = OrderedDict()
+    """By the reader's `id`; the one that has waited longest is first."""
+    _lock = threading.RLock()  # re-entrant: a collection inside may close other readers
 
     def __init__(self, path: Where):
         self.path = str(path)
-        self._descriptor: int | None = None
 
     def read(self, offset: int, length: int) -> bytes:
         """The bytes `[offset, offset + length)`, fewer where the file ends."""
-        if self._descriptor is None:
-            self._descriptor = os.open(self.path, os.O_RDONLY)
+        opened = self._open()  # held to the end: another thread may put it out of the last
         pieces = []
         while length > 0:
-            piece = os.pread(self._descriptor, min(length, 1 << 30), offset)
+            piece = os.pread(opened.descriptor, min(length, 1 << 30), offset)
             if not piece:
                 break
             pieces.append(piece)
@@ -134,13 +156,19 @@ class RangeReader:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def close(self) -> None:
-        """Closes the file; a later read opens it again."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        """Closes the file once no thread reads it; a later read opens it again."""
+        with self._lock:
+            self._last.pop(id(self), None)
 
-    def __getstate__(self):
-        return {"path": self.path, "_descriptor": None}
+    def _open(self) -> _Opened:
+        with self._lock:
+            opened = self._last.pop(id(self), None)
+            if opened is None:
+                opened = _Opened(os.open(self.path, os.O_RDONLY))
+            self._last[id(self)] = opened
+            while len(self._last) > _OPEN_READERS:
+                self._last.popitem(last=False)
+        return opened
 
     def __del__(self):
         try:

@@ -1,6 +1,8 @@
 """Record sets as they are read: any record, in any order, and what happens to damaged ones."""
 
 import pickle
+import resource
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -24,6 +26,18 @@ def test_records_come_back_in_any_order(folder):
 def test_a_source_travels_to_another_process(folder):
     source = TFRecordSource(folder)
     assert pickle.loads(pickle.dumps(source))[4] == source[4]
+
+
+def test_more_shards_are_read_than_a_process_may_open(folder):
+    sources = [TFRecordSource(folder) for _ in range(100)]  # of three shards each
+    usual, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, most))
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            for records in threads.map(list, sources):
+                assert [decode(record) for record in records] == numbered(7)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (usual, most))
 
 
 def test_where_names_shard_record_and_byte(folder):

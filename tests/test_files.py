@@ -1,0 +1,85 @@
+"""Files that are read in ranges, many at once."""
+
+import contextlib
+import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from astrollava_jax import files
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Twenty files of 1,000 bytes; every byte is the file's number."""
+    paths = [tmp_path / f"shard-{number}" for number in range(20)]
+    for number, path in enumerate(paths):
+        path.write_bytes(bytes([number]) * 1000)
+    return paths
+
+
+def still_open(paths) -> list[int]:
+    """The places in `paths` of the files that this process has open."""
+    found = set()
+    for descriptor in range(1024):
+        with contextlib.suppress(OSError):
+            found.add(os.fstat(descriptor).st_ino)
+    return [number for number, path in enumerate(paths) if path.stat().st_ino in found]
+
+
+def test_a_reader_reads_ranges_and_what_the_end_leaves(shards):
+    reader = files.RangeReader(shards[7])
+    assert reader.read(0, 3) == b"\7\7\7"
+    assert reader.read(998, 10) == b"\7\7"
+    assert reader.read(1000, 1) == b""
+    again = pickle.loads(pickle.dumps(reader))
+    assert (again.path, again.read(5, 2)) == (str(shards[7]), b"\7\7")
+
+
+def test_only_the_last_readers_keep_their_files_open(shards, monkeypatch):
+    monkeypatch.setattr(files, "_OPEN_READERS", 3)
+    readers = [files.RangeReader(path) for path in shards]
+    assert still_open(shards) == []
+    for number in (0, 1, 2, 0, 3):
+        readers[number].read(0, 1)
+    assert still_open(shards) == [0, 2, 3]
+    readers[2].close()
+    assert still_open(shards) == [0, 3]
+    del readers
+    assert still_open(shards) == []
+
+
+def test_a_file_is_not_closed_while_a_thread_reads_it(shards, monkeypatch):
+    monkeypatch.setattr(files, "_OPEN_READERS", 1)
+    first, second = (files.RangeReader(path) for path in shards[:2])
+    pread = os.pread
+
+    def interrupted(descriptor: int, length: int, offset: int) -> bytes:
+        monkeypatch.setattr(os, "pread", pread)
+        assert second.read(0, 2) == b"\1\1"
+        first.close()
+        assert still_open(shards) == [0, 1]
+        return pread(descriptor, length, offset)
+
+    monkeypatch.setattr(os, "pread", interrupted)
+    assert first.read(0, 2) == b"\0\0"
+    assert still_open(shards) == [1]
+
+
+def test_threads_read_from_more_files_than_stay_open(shards, monkeypatch):
+    monkeypatch.setattr(files, "_OPEN_READERS", 3)
+    readers = [files.RangeReader(path) for path in shards]
+    numbers = np.random.default_rng(0).integers(0, len(shards), 4000).tolist()
+    with ThreadPoolExecutor(8) as threads:
+        for number, content in zip(numbers, threads.map(lambda n: readers[n].read(n, 9), numbers)):
+            assert content == bytes([number]) * 9
+    assert len(still_open(shards)) == 3
+
+
+def test_a_file_that_took_anothers_place_is_read_by_a_new_reader(shards):
+    old = files.RangeReader(shards[0])
+    assert old.read(0, 1) == b"\0"
+    files.write_bytes(shards[0], b"new")
+    assert files.RangeReader(shards[0]).read(0, 3) == b"new"
