@@ -6,69 +6,33 @@
         {"from": "human", "value": "<image> What is this?"},
         {"from": "gpt", "value": "A nebula."}]}]
 
-A sample without `image` is text only; a list of images is several images. `caption`, `source`,
-`credit`, `license` and `url` are kept where they are texts; other keys are ignored. What cannot be
-taken is counted and named.
+A sample without `image` is text only; a list of images is several images. Their paths start from
+the folder and stay in it. `caption`, `source`, `credit`, `license` and `url` are kept where they
+are texts; other keys are ignored. What cannot be taken is counted and named.
 """
 
 import argparse
-import dataclasses
 import functools
-import itertools
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import track
 
 from astrollava_jax import files
-from astrollava_jax.data import image
-from astrollava_jax.data.example import IMAGE_MARKER, Example, Role, Turn
+from astrollava_jax.data.example import Example
 from astrollava_jax.data.tfrecord import SetInfo, write_set
 from data_prep import command
+from data_prep.llava_sample import Draft, Pictures, read_sample, to_example
 from data_prep.parallel import ordered_map
-from data_prep.split import held_out
+from data_prep.split import connected, held_out
 from data_prep.tally import Refused, Tally
 
-ROLES: dict[str, Role] = {"human": "human", "gpt": "assistant", "astrollava": "assistant"}
-KEPT_TEXTS = ("caption", "source", "credit", "license", "url")
+HELD_OUT = "heldout"
 
-Sample = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Pictures:
-    """Where a sample's pictures are, and how they are stored."""
-
-    folder: str
-    size: int
-    """Pixels of the longer (`pad`) or shorter (`crop`) side; 0 keeps every picture's own."""
-    mode: image.Mode
-    by_id: bool
-    """Whether a sample without `image` has its picture in `<id>.jpg`."""
-
-    def of(self, sample: Sample) -> list[str]:
-        """The names of a sample's pictures, in order."""
-        named = sample.get("image")
-        if named is None or named == "":
-            return [f"{sample.get('id')}.jpg"] if self.by_id else []
-        names = named if isinstance(named, list) else [named]
-        if not all(isinstance(name, str) for name in names):
-            raise Refused("image is neither a path nor a list of paths", str(sample.get("id")))
-        return names
-
-    def load(self, name: str, sample_id: str) -> bytes:
-        """One picture as records keep it."""
-        path = files.join(self.folder, name)
-        try:
-            encoded = files.read_bytes(path)
-        except OSError:
-            raise Refused("image file missing", f"{sample_id}: {path}") from None
-        try:
-            return image.fit(encoded, self.size or image.MAX_PIXELS, self.mode)
-        except image.ImageError as error:
-            raise Refused("image cannot be decoded", f"{sample_id}: {path}: {error}") from None
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def convert(
@@ -83,135 +47,85 @@ def convert(
 ) -> list[SetInfo]:
     """Writes the samples as sets `out/SPLIT` and, for a fraction above 0, `out/heldout`.
 
-    All samples of one image go to the same set.
+    All samples of one image go to the same set. Both sets are written, or none.
     """
     if not files.is_folder(pictures.folder):
         raise FileNotFoundError(f"{pictures.folder}: expected the folder of the images, found none")
-    groups = [_group(sample, number, pictures) for number, sample in enumerate(samples)]
-    kept_out = held_out(groups, heldout)
-    numbers = {split: [n for n, group in enumerate(groups) if group not in kept_out]}
-    if kept_out:
-        numbers["heldout"] = [n for n, group in enumerate(groups) if group in kept_out]
-    for part in numbers:
+    if heldout and split == HELD_OUT:
+        raise ValueError(f"--split {split}: held-out samples go there, choose another name")
+    for part in [split, HELD_OUT] if heldout else [split]:
         if files.exists(files.join(out, part)):
             raise FileExistsError(f"{files.join(out, part)} exists: choose another --out")
-    return [
-        write_set(
-            files.join(out, part),
-            _examples(samples, chosen, pictures, f"to {part}", tally),
-            name=name,
-            split=part,
-        )
-        for part, chosen in numbers.items()
-    ]
+    parts = _parts(_read(samples, pictures, tally), split, heldout)
+    written = []
+    try:
+        for part, drafts in parts.items():
+            examples = _examples(drafts, pictures, part, tally)
+            written.append(write_set(files.join(out, part), examples, name=name, split=part))
+    except BaseException:  # an interruption too: half of a split would pass for all there is
+        for done in written:
+            files.remove(done.folder)
+        raise
+    return written
 
 
-def to_example(sample: Any, number: int, pictures: Pictures) -> tuple[Example, list[str]]:
-    """The sample as a record, and what had to be changed to make it one.
+def _read(samples: Sequence[Any], pictures: Pictures, tally: Tally) -> list[Draft]:
+    def read(number: int) -> Draft:
+        return read_sample(samples[number], number, pictures)
 
-    Raises:
-        Refused: if it cannot be one; says why.
+    for _ in samples:
+        tally.count("samples read")
+    return list(_taken(read, range(len(samples)), "reading words", tally))
+
+
+def _parts(drafts: list[Draft], split: str, heldout: float) -> dict[str, list[Draft]]:
+    """The drafts of each set, by its name.
+
+    The held-out set comes first: it is small, so that one finds out soon if it cannot be written.
     """
-    if not isinstance(sample, dict):
-        raise Refused("not an object with keys", f"sample {number} is a {type(sample).__name__}")
-    sample_id = _id(sample, number)
-    texts = {key: sample[key] for key in KEPT_TEXTS if isinstance(sample.get(key), str)}
-    turns, changes = _turns(sample, sample_id)
-    if not texts.get("caption") and not any(turn.role == "assistant" for turn in turns):
-        raise Refused("no answer and no caption to learn", sample_id)
-    names = pictures.of(sample)
-    _check_markers(turns, len(names), sample_id)
-    images = tuple(pictures.load(name, sample_id) for name in names)
-    return Example(id=sample_id, images=images, turns=turns, **texts), changes
+    groups = connected([draft.names or (draft.words.id,) for draft in drafts])
+    kept_out = held_out(groups, heldout)
+    parts = {split: [draft for draft, group in zip(drafts, groups) if group not in kept_out]}
+    if not kept_out:
+        return parts
+    return {HELD_OUT: [d for d, group in zip(drafts, groups) if group in kept_out], **parts}
 
 
 def _examples(
-    samples: Sequence[Any], numbers: list[int], pictures: Pictures, kind: str, tally: Tally
+    drafts: list[Draft], pictures: Pictures, part: str, tally: Tally
 ) -> Iterator[Example]:
-    console = Console(stderr=True)
-    shown = track(numbers, kind, console=console, disable=not console.is_terminal)
-    attempt = functools.partial(_attempt, samples, pictures)
-    for result in ordered_map(attempt, shown):
-        tally.count("samples read")
-        if isinstance(result, Refused):
-            tally.refuse(result)
-            continue
-        example, changes = result
-        tally.count(f"written {kind}, {_how_many(len(example.images))}")
-        for change in changes:
+    def finish(draft: Draft) -> tuple[Draft, Example]:
+        return draft, to_example(draft, pictures)
+
+    for draft, example in _taken(finish, drafts, f"to {part}", tally):
+        tally.count(f"taken for {part}, {_how_many(len(example.images))}")
+        for change in draft.changes:
             tally.count(f"changed: {change}", example.id)
         yield example
 
 
-def _attempt(
-    samples: Sequence[Any], pictures: Pictures, number: int
-) -> tuple[Example, list[str]] | Refused:
+def _taken(
+    make: Callable[[Item], Result], items: Sequence[Item], doing: str, tally: Tally
+) -> Iterator[Result]:
+    """What is made of each item; those that are refused are counted and named."""
+    console = Console(stderr=True)
+    shown = track(items, doing, console=console, disable=not console.is_terminal)
+    for result in ordered_map(functools.partial(_attempt, make), shown):
+        if isinstance(result, Refused):
+            tally.refuse(result)
+        else:
+            yield result
+
+
+def _attempt(make: Callable[[Item], Result], item: Item) -> Result | Refused:
     try:
-        return to_example(samples[number], number, pictures)
+        return make(item)
     except Refused as refused:
         return refused
 
 
 def _how_many(images: int) -> str:
     return {0: "text only", 1: "one image"}.get(images, "several images")
-
-
-def _id(sample: Sample, number: int) -> str:
-    """The sample's own id, else its place in the file."""
-    own = sample.get("id")
-    return str(own) if own not in (None, "") else f"sample-{number}"
-
-
-def _group(sample: Any, number: int, pictures: Pictures) -> str:
-    if not isinstance(sample, dict):
-        return f"sample-{number}"
-    try:
-        return "|".join(pictures.of(sample)) or _id(sample, number)
-    except Refused:
-        return _id(sample, number)
-
-
-def _turns(sample: Sample, sample_id: str) -> tuple[tuple[Turn, ...], list[str]]:
-    turns = tuple(_turn(*pair, sample_id) for pair in _pairs(sample, sample_id))
-    changes = []
-    if turns and turns[0].role == "assistant":  # as LLaVA's preprocess_v1 does
-        turns = turns[1:]
-        changes.append("the assistant spoke first: that turn left out, as LLaVA does")
-    for number, (before, after) in enumerate(itertools.pairwise(turns)):
-        if before.role == after.role:
-            raise Refused("turns do not alternate", f"{sample_id}: two of {after.role} at {number}")
-    return turns, changes
-
-
-def _pairs(sample: Sample, sample_id: str) -> list[tuple[Any, Any]]:
-    """The (role, text) pairs, from a list of turns or from a dict of two lists."""
-    spoken = sample.get("conversations", sample.get("conversation")) or []
-    if isinstance(spoken, dict):
-        roles, texts = spoken.get("from"), spoken.get("value")
-        if isinstance(roles, list) and isinstance(texts, list) and len(roles) == len(texts):
-            return list(zip(roles, texts))
-    elif isinstance(spoken, list) and all(isinstance(turn, dict) for turn in spoken):
-        return [(turn.get("from"), turn.get("value")) for turn in spoken]
-    raise Refused("conversations are not a list of turns", sample_id)
-
-
-def _turn(role: Any, text: Any, sample_id: str) -> Turn:
-    if not isinstance(role, str) or role not in ROLES:
-        expected = ", ".join(ROLES)
-        raise Refused("unknown role", f"{sample_id}: {role!r}, expected one of {expected}")
-    if not isinstance(text, str) or not text.strip():
-        raise Refused("empty turn", f"{sample_id}: of {role}")
-    return Turn(ROLES[role], text)
-
-
-def _check_markers(turns: tuple[Turn, ...], images: int, sample_id: str) -> None:
-    """Markers may be absent: images come first then. Otherwise each stands for one image."""
-    markers = sum(turn.text.count(IMAGE_MARKER) for turn in turns if turn.role == "human")
-    if markers and markers != images:
-        raise Refused(
-            f"wrong number of {IMAGE_MARKER} markers",
-            f"{sample_id}: {markers} for {images} image{'' if images == 1 else 's'}",
-        )
 
 
 def _read_samples(path: str) -> list[Any]:

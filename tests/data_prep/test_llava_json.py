@@ -10,6 +10,7 @@ from PIL import Image
 from astrollava_jax.data.example import Example, Turn, decode
 from astrollava_jax.data.sources import TFRecordSource
 from data_prep import llava_json
+from data_prep.split import held_out
 
 
 def _says(*pairs: tuple[str, str]) -> list[dict[str, str]]:
@@ -101,6 +102,38 @@ def test_samples_become_records(run, images):
         ({"image": "9.jpg", "conversations": DIALOGUE}, "image file missing 1 bad: "),
         ({"image": "broken.jpg", "conversations": DIALOGUE}, "image cannot be decoded 1 bad: "),
         ({"image": 5, "conversations": DIALOGUE}, "image is neither a path nor a list of paths 1"),
+        ({"image": ["1.jpg", ""], "caption": "A."}, "image is neither a path nor a list of paths"),
+        ({"image": "1\0.jpg", "caption": "A."}, r"path that no file can have 1 bad: '1\x00.jpg'"),
+        ({"image": "\ud83d.jpg", "caption": "A."}, r"no file can have 1 bad: '\ud83d.jpg'"),
+        (
+            {"image": "../samples.json", "caption": "A."},
+            "leads out of the folder 1 bad: ../samples",
+        ),
+        ({"image": "sub/../../x.jpg", "caption": "A."}, "leads out of the folder 1 bad: sub/../.."),
+        ({"image": "/1.jpg", "caption": "A."}, "does not start from the folder 1 bad: /1.jpg"),
+        ({"image": "sub", "caption": "A."}, "image is a folder, not a file 1 bad: "),
+        ({"image": "1.jpg/2.jpg", "caption": "A."}, "image file missing 1 bad: "),
+        (
+            {"id": ["a"], "caption": "A."},
+            "id is neither a text nor a number 1 sample 1: found a list",
+        ),
+        (
+            {"id": True, "caption": "A."},
+            "id is neither a text nor a number 1 sample 1: found a bool",
+        ),
+        ({"id": "a\ud83d", "caption": "A."}, r"half a character 1 sample 1: id: '\ud83d' at 1"),
+        ({"caption": "Red \ude00"}, r"half a character 1 bad: caption: '\ude00' at 4"),
+        ({"caption": "A.", "credit": "\ud83d"}, r"half a character 1 bad: credit: '\ud83d' at 0"),
+        (
+            {"conversations": _says(("human", "What?"), ("gpt", "A nebula \ud83d"))},
+            r"text with half a character 1 bad: a turn of assistant: '\ud83d' at 9",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": None}, {"from": "gpt", "value": "A."}]},
+            "turn that is not a text 1 bad: of human, found a NoneType",
+        ),
+        ({"conversations": ["Hello"], "caption": "A."}, "conversations are not a list of turns 1"),
+        ({"conversations": 0, "caption": "A."}, "conversations are not a list of turns 1 bad"),
         (
             {"conversations": _says(("system", "Be"), ("gpt", "I am"))},
             "unknown role 1 bad: 'system'",
@@ -171,6 +204,59 @@ def test_no_image_is_on_both_sides_of_the_split(run):
     assert not names["fit"] & names["heldout"]
 
 
+@pytest.mark.parametrize("fraction", ["0.34", "0.67"])
+def test_samples_that_share_an_image_at_any_remove_stay_together(run, fraction):
+    named = (["1.jpg", "sub/2.png"], "./1.jpg", ["sub/../sub//2.png"], "3.jpg", "4.jpg")
+    samples = [{"id": f"{n}", "image": each, "caption": "A."} for n, each in enumerate(named)]
+    _, _, written = run(samples, "--heldout", fraction)
+    sides = [{example.id for example in found} & set("012") for found in written.values()]
+    assert len(sides) == 2 and set() in sides and {"0", "1", "2"} in sides
+
+
+def test_samples_without_images_are_held_out_one_by_one(run):
+    samples = [{"id": f"{n}", "caption": "A star."} for n in range(8)]
+    _, _, written = run(samples, "--heldout", "0.25")
+    assert {part: len(found) for part, found in written.items()} == {"train": 6, "heldout": 2}
+
+
+FOUR = [{"id": name, "image": f"{name}.jpg", "caption": "A."} for name in ("1", "3", "4", "5")]
+
+
+@pytest.fixture
+def held_back(images):
+    """The image, of the four in `FOUR`, that a quarter held out of them is."""
+    (images / "5.jpg").write_bytes((images / "4.jpg").read_bytes())
+    (name,) = held_out((sample["image"] for sample in FOUR), 0.25)
+    return images / name
+
+
+def test_what_is_held_out_is_chosen_among_the_samples_that_can_be_taken(run, held_back):
+    held_back.unlink()
+    code, printed, written = run(FOUR, "--heldout", "0.25")
+    assert code == 0 and "image file missing 1" in " ".join(printed.split())
+    assert {part: len(found) for part, found in written.items()} == {"train": 2, "heldout": 1}
+
+
+def test_when_nothing_is_left_to_hold_out_no_set_stays_behind(run, held_back):
+    whole = held_back.read_bytes()
+    held_back.write_bytes(whole[:20])
+    code, printed, written = run(FOUR, "--heldout", "0.25")
+    assert code == 2 and written == {} and "no examples to write" in printed
+    assert f"image cannot be decoded 1 {held_back.stem}: " in " ".join(printed.split())
+    held_back.write_bytes(whole)
+    code, _, written = run(FOUR, "--heldout", "0.25")
+    assert code == 0 and {example.id for example in written["heldout"]} == {held_back.stem}
+
+
+def test_when_nothing_is_left_to_train_on_no_set_stays_behind(run, images, held_back):
+    for sample in FOUR:
+        if sample["image"] != held_back.name:
+            (images / sample["image"]).write_bytes(b"no picture")
+    code, printed, written = run(FOUR, "--heldout", "0.25")
+    assert code == 2 and written == {}
+    assert "image cannot be decoded 3" in " ".join(printed.split())
+
+
 def test_images_are_stored_at_the_size_asked_for(run):
     _, _, written = run([{"id": "a", "image": "1.jpg", "caption": "Red."}], "--size", "20")
     with Image.open(io.BytesIO(written["train"][0].images[0])) as picture:
@@ -186,6 +272,11 @@ def test_images_are_stored_at_the_size_asked_for(run):
         ([{"id": "a"}], (), "no examples to write"),
         ([{"id": "a", "caption": "A."}], ("--heldout", "1.5"), "held-out fraction"),
         ([{"id": "a", "caption": "A."}], ("--heldout", "0.5"), "would leave none to train on"),
+        (
+            [{"id": "a", "caption": "A."}, {"id": "b", "caption": "B."}],
+            ("--heldout", "0.5", "--split", "heldout"),
+            "--split heldout: held-out samples go there",
+        ),
         ([{"id": "a", "caption": "A."}], ("--name", "my set"), "expected name to be letters"),
         ([{"id": "a", "caption": "A."}], ("--images", "nowhere"), "nowhere: expected the folder"),
         ([{"id": "a", "caption": "A."}], ("--json", "nowhere.json"), "nowhere.json"),
