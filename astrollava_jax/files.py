@@ -21,6 +21,10 @@ _OPEN_READERS = 128
 """How many range readers of a process keep their files open: a large set has more shards than a
 process may open files, usually 1024, on some systems 256."""
 
+_UNFINISHED = r"\..+\.[a-z0-9_]{8}\.part"
+"""The names of what is being published. A process that is killed leaves it behind, and no other
+removes it: nothing tells it from what a living process, of this machine or not, still writes."""
+
 
 def join(folder: Where, *parts: str) -> str:
     """The path of `parts` below `folder`."""
@@ -48,8 +52,12 @@ def absolute(path: Where) -> str:
 
 
 def names(folder: Where, pattern: str = ".*") -> list[str]:
-    """The sorted names in `folder` that match the regular expression whole."""
-    return sorted(name for name in os.listdir(folder) if re.fullmatch(pattern, name))
+    """The sorted names in `folder` that match the regular expression whole.
+
+    What is being published, or was when its process was killed, is passed over.
+    """
+    published = (name for name in os.listdir(folder) if not re.fullmatch(_UNFINISHED, name))
+    return sorted(name for name in published if re.fullmatch(pattern, name))
 
 
 def make_folder(path: Where) -> str:

@@ -1,8 +1,11 @@
-"""Files that are read in ranges, many at once."""
+"""Files that are read in ranges, many at once, and what is seen while they are written."""
 
 import contextlib
 import os
 import pickle
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -83,3 +86,21 @@ def test_a_file_that_took_anothers_place_is_read_by_a_new_reader(shards):
     assert old.read(0, 1) == b"\0"
     files.write_bytes(shards[0], b"new")
     assert files.RangeReader(shards[0]).read(0, 3) == b"new"
+
+
+def test_what_a_killed_process_was_publishing_is_not_listed(tmp_path):
+    lines = [
+        "import os, signal, sys",
+        "from astrollava_jax import files",
+        "folder = sys.argv[1]",
+        "files.write_text(files.join(folder, '.kept.part'), 'whole')",
+        "with files.publish(files.join(folder, 'facts.json')) as handle:",
+        "    with files.publish_folder(files.join(folder, '3')) as inside:",
+        "        files.write_text(files.join(inside, 'state'), 'half')",
+        "        os.kill(os.getpid(), signal.SIGKILL)",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines), tmp_path])
+    assert done.returncode == -signal.SIGKILL
+    assert len(os.listdir(tmp_path)) == 3
+    assert files.names(tmp_path) == [".kept.part"]
+    assert files.names(tmp_path, ".*3.*") == []
