@@ -1,7 +1,7 @@
 """Keeps some samples for evaluation, group by group, the same ones on every machine."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def held_out(groups: Iterable[str], fraction: float, seed: int = 0) -> frozenset[str]:
@@ -28,3 +28,25 @@ def held_out(groups: Iterable[str], fraction: float, seed: int = 0) -> frozenset
             f"holding out {fraction} of {len(names)} different images would leave none to train on"
         )
     return frozenset(names[:count])
+
+
+def connected(samples: Sequence[Sequence[str]]) -> list[str]:
+    """The group of each sample: those that share an image, at whatever remove, have one group.
+
+        [["b", "c"], ["a", "b"], ["c"], ["d"]] -> ["a", "a", "a", "d"]
+
+    A group has the name of its first image in alphabetical order, in whatever order they come.
+    """
+    above: dict[str, str] = {}  # a union-find forest: a name that stands above itself is a group
+
+    def group(name: str) -> str:
+        while above.setdefault(name, name) != name:
+            above[name] = above[above[name]]  # halves the way for the next who comes by
+            name = above[name]
+        return name
+
+    for first, *others in samples:
+        for other in others:
+            lower, higher = sorted([group(first), group(other)])
+            above[higher] = lower
+    return [group(first) for first, *_ in samples]
