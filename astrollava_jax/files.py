@@ -209,21 +209,47 @@ def publish(path: Where) -> Iterator[IO[bytes]]:
 def publish_folder(path: Where) -> Iterator[str]:
     """Gives an empty folder to fill that appears under `path` only when the block ends well.
 
+    Where `path` is a link, it appears where the link leads.
+
     Raises:
-        FileExistsError: if `path` is there and is not an empty folder.
+        FileExistsError: if `path` is there and is not an empty folder, or one that cannot be
+            replaced.
     """
-    target = absolute(path)
-    if os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target)):
-        raise FileExistsError(f"{path} exists: choose another name, or remove it first")
-    parent = os.path.dirname(target)
-    os.makedirs(parent, exist_ok=True)
-    temporary = tempfile.mkdtemp(dir=parent, prefix=f".{os.path.basename(target)}.", suffix=".part")
+    target = os.path.realpath(os.path.expanduser(path))
+    if os.path.lexists(target):
+        _check_replaceable(path, target)
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    temporary = _folder_beside(target)
     os.chmod(temporary, 0o777 & ~_umask())
     try:
         yield temporary
         os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _folder_beside(target: str) -> str:
+    parent, name = os.path.split(target)
+    return tempfile.mkdtemp(dir=parent, prefix=f".{name}.", suffix=".part")
+
+
+def _check_replaceable(path: Where, target: str) -> None:
+    """Raises unless an empty folder is at `target`, and goes aside and back when it is moved."""
+    if not os.path.isdir(target) or os.listdir(target):
+        raise FileExistsError(f"{path} exists: choose another name, or remove it first")
+    try:
+        aside = _folder_beside(target)
+        try:
+            os.replace(target, aside)
+            os.replace(aside, target)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(aside)
+    except OSError as error:
+        raise FileExistsError(
+            f"{path} is an empty folder that cannot be replaced ({error.strerror}), as a mount "
+            "point cannot: name a new folder in it"
+        ) from None
 
 
 def write_bytes(path: Where, content: bytes) -> None:

@@ -1,6 +1,7 @@
-"""Files that are read in ranges, many at once, and what is seen while they are written."""
+"""Files: many read at once, and what is seen while they are published."""
 
 import contextlib
+import errno
 import os
 import pickle
 import signal
@@ -104,3 +105,41 @@ def test_what_a_killed_process_was_publishing_is_not_listed(tmp_path):
     assert len(os.listdir(tmp_path)) == 3
     assert files.names(tmp_path) == [".kept.part"]
     assert files.names(tmp_path, ".*3.*") == []
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_appears_whole_where_a_link_leads(tmp_path, there):
+    real, link = tmp_path / "disk" / "out", tmp_path / "link"
+    real.parent.mkdir()
+    if there:
+        real.mkdir()
+    link.symlink_to(real)
+    with files.publish_folder(link) as inside:
+        assert os.path.dirname(inside) == str(real.parent)  # on the same disk
+        files.write_text(files.join(inside, "a"), "b")
+        assert files.names(real.parent) == ["out"] * there
+    assert link.is_symlink() and files.read_text(real / "a") == "b"
+    assert os.listdir(real.parent) == ["out"]
+    with pytest.raises(FileExistsError, match="link exists: choose another name"):
+        with files.publish_folder(link):
+            pytest.fail("something was written")
+
+
+def test_an_empty_folder_that_cannot_be_replaced_is_refused_at_once(tmp_path, monkeypatch):
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    replace = os.replace
+
+    def busy(source: str, target: str) -> None:
+        if str(mount) in (source, target):
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", busy)
+    with pytest.raises(FileExistsError, match=r"replaced \(Device or resource busy\).*name a new"):
+        with files.publish_folder(mount):
+            pytest.fail("something was written")
+    assert os.listdir(tmp_path) == ["mount"]
+    with files.publish_folder(mount / "new"):
+        pass
+    assert os.listdir(mount) == ["new"]
