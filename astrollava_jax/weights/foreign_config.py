@@ -54,6 +54,16 @@ _ORIGINAL_FIXED = {
     "image_aspect_ratio": ("pad", "square", None),
     "s2": (False, None),
 }
+# What holds in transformers for an absent key too; null is not absent there, but switches off.
+_PROCESSOR_FIXED = {
+    "do_resize": True,
+    "use_square_size": False,
+    "resample": 3,
+    "do_center_crop": True,
+    "do_rescale": True,
+    "do_normalize": True,
+}
+_PROCESSOR_SIDE = 224  # there, where no size is given
 
 # The tower of LLaVA 1.5, which a tower-less original directory only names.
 LARGE_336: Tree = {
@@ -87,20 +97,39 @@ class Pixels:
 def read_pixels(processor: Tree, image_size: int | None = None) -> Pixels:
     """The facts of a `preprocessor_config.json`; CLIP's where it is silent.
 
+    Args:
+        processor: its content; empty where there is none.
+        image_size: the tower's, to be compared.
+
     Raises:
         ValueError: if it prepares pictures in a way that ours do not know.
     """
-    crop = processor.get("crop_size", image_size)
-    side = crop.get("height") if isinstance(crop, Mapping) else crop
-    faults = _fixed(processor, {"resample": (3, None)})
-    if image_size is not None and side != image_size:
-        faults.append(f"crop_size: expected the tower's {image_size}, found {crop}")
+    faults = [
+        fault
+        for key, value in _PROCESSOR_FIXED.items()
+        for fault in _one_of(key, processor.get(key, value), (value,))
+    ]
+    factor = processor.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, float) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+        faults.append(f"rescale_factor: expected 1/255, found {factor!r}")
+    if processor and image_size is not None:
+        faults += _side_faults(processor, image_size)
     _raise(faults, "preprocessor_config.json")
     return Pixels(
         mode="pad" if processor.get("do_pad") else "crop",
-        mean=_three(processor.get("image_mean", CLIP_MEAN)),
-        std=_three(processor.get("image_std", CLIP_STD)),
+        mean=_three(_given(processor, "image_mean", CLIP_MEAN)),
+        std=_three(_given(processor, "image_std", CLIP_STD)),
     )
+
+
+def _side_faults(processor: Tree, side: int) -> list[str]:
+    """Where pictures do not become the tower's square; old files give plain numbers."""
+    edge, square = {"shortest_edge": side}, {"height": side, "width": side}
+    silent = (None,) if side == _PROCESSOR_SIDE else ()
+    return [
+        *_one_of("size", processor.get("size"), (edge, side, *silent)),
+        *_one_of("crop_size", processor.get("crop_size"), (square, side, *silent)),
+    ]
 
 
 def read_hf(tree: Tree, processor: Tree) -> LlavaConfig:
@@ -180,7 +209,9 @@ def read_clip(tree: Tree, processor: Tree) -> ClipConfig:
 def tower_of_original(tree: Tree) -> ClipConfig | None:
     """The tower that an original config describes or names, if it is known."""
     if "mm_vision_config" in tree:  # a key of ours: other readers pass it over
-        return read_clip(tree["mm_vision_config"], tree["mm_vision_config"])
+        own = tree["mm_vision_config"]
+        side = _given(own, *CLIP_KEYS["image_size"])
+        return read_clip(own, {**own, "size": side, "crop_size": side})
     name = os.path.basename(str(tree.get("mm_vision_tower")))
     known = {os.path.basename(full): tower for full, tower in PUBLISHED_TOWERS.items()}
     return read_clip(known[name], {}) if name in known else None
