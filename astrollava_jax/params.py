@@ -17,12 +17,6 @@ Params = dict[str, Any]
 Value = TypeVar("Value")
 
 
-def variables(model: nnx.Module) -> dict[str, nnx.Param]:
-    """Every parameter of a model under its address."""
-    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    return {"/".join(map(str, path)): variable for path, variable in flat}
-
-
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, Params]:
     """A model as its static structure and its arrays by address."""
     graphdef, state = nnx.split(model, nnx.Param)
@@ -95,16 +89,6 @@ def select(patterns: Iterable[str], addresses: Iterable[str]) -> list[str]:
     if idle:
         raise ValueError("\n".join(_idle(pattern, addresses) for pattern in idle))
     return [a for a in addresses if any(matches(p, a) for p in patterns)]
-
-
-def summary(params: Mapping[str, Any], fates: Mapping[str, str]) -> list[tuple[str, int, int]]:
-    """One line per fate: its name, how many parameters (scalars) and how many bytes."""
-    totals: dict[str, tuple[int, int]] = {}
-    for address, fate in fates.items():
-        count, size = totals.get(fate, (0, 0))
-        array = params[address]
-        totals[fate] = (count + array.size, size + array.size * array.dtype.itemsize)
-    return [(fate, count, size) for fate, (count, size) in totals.items()]
 
 
 def _idle(pattern: str, addresses: Sequence[str]) -> str:

@@ -68,12 +68,14 @@ class Words:
         return int(np.count_nonzero(self.learned[1:]))
 
 
-def expand(rendered: Rendered, image_id: int, image_tokens: int, length: int) -> Words:
+def expand(
+    rendered: Rendered, image_id: int, image_tokens: int, length: int | None = None
+) -> Words:
     """Gives every image its positions; cuts at `length`, or before an image that lies across it."""
     is_image = rendered.tokens == image_id
     repeats = np.where(is_image, image_tokens, 1)
     stands = np.repeat(is_image, repeats)
-    stop = min(len(stands), length)
+    stop = len(stands) if length is None else min(len(stands), length)
     stop -= np.count_nonzero(stands[:stop]) % image_tokens
     stands = stands[:stop]
     return Words(

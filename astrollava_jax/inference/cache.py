@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from astrollava_jax.models.attention import masked_attention
 from astrollava_jax.models.layers import rotary_angles
 from astrollava_jax.models.llama import Llama
 from astrollava_jax.sharding import shard
@@ -37,6 +38,7 @@ def read_on(
     """
     angles = rotary_angles(positions, llm.config.head_dim, llm.config.rope_theta)
     rows = jnp.arange(x.shape[0])[:, None]
+    seen = jnp.arange(cache.keys.shape[2]) <= positions[..., None]  # B T S
     graphdef, layers = nnx.split(llm.layers)
 
     def one(x, item):
@@ -45,27 +47,10 @@ def read_on(
         def attend(q, k, v):
             nonlocal keys, values
             keys, values = keys.at[rows, positions].set(k), values.at[rows, positions].set(v)
-            return _recall(q, keys, values, positions)
+            return masked_attention(q, keys, values, seen)
 
         x = nnx.merge(graphdef, layer)(x, angles, attend)
         return x, Cache(keys, values)
 
     x, cache = jax.lax.scan(one, x, (layers, *cache))
     return llm.norm(x), cache
-
-
-def _recall(
-    queries: Float[Array, "B T N H"],
-    keys: Float[Array, "B S K H"],
-    values: Float[Array, "B S K H"],
-    positions: Int[Array, "B T"],
-) -> Float[Array, "B T N H"]:
-    """Attention of some positions to all that is remembered up to them; softmax in float32."""
-    grouped = queries.reshape(*queries.shape[:2], keys.shape[2], -1, queries.shape[-1])
-    scores = jnp.einsum("BTKGH,BSKH->BKGTS", grouped, keys, preferred_element_type=jnp.float32)
-    seen = jnp.arange(keys.shape[1]) <= positions[..., None]  # B T S
-    scores = jnp.where(
-        seen[:, None, None], scores * keys.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min
-    )
-    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, values).reshape(queries.shape)

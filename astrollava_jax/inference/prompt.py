@@ -14,6 +14,8 @@ from astrollava_jax import files
 from astrollava_jax.batch import Batch, ImageFacts, empty_rows
 from astrollava_jax.data.example import IMAGE_MARKER
 from astrollava_jax.data.image import Mode, prepare
+from astrollava_jax.data.pieces import Rendered
+from astrollava_jax.data.samples import expand
 
 Picture = bytes | str | PathLike[str] | Image.Image | Any
 """An encoded file's bytes, a path, a PIL image, or an array of uint8 `[h, w]` or `[h, w, channels]`
@@ -52,11 +54,10 @@ def make_prompt(
             f"expected one picture per {IMAGE_MARKER} marker, found {markers} marker(s) and "
             f"{len(pictures)} picture(s)"
         )
-    tokens = np.repeat(tokens, np.where(tokens == image_id, facts.tokens, 1))
-    stands = tokens == image_id
+    words = expand(Rendered(tokens, np.zeros(len(tokens), bool)), image_id, facts.tokens)
     return Prompt(
-        tokens=tokens,
-        feature_index=np.where(stands, np.cumsum(stands) - 1, -1).astype(np.int32),
+        tokens=words.tokens,
+        feature_index=words.features,
         images=tuple(prepare(encoded(picture), mode, facts) for picture in pictures),
     )
 

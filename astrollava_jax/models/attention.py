@@ -44,16 +44,30 @@ def attention(
     N is a multiple of K: neighbouring queries share a key. Scores and softmax are float32; the
     result has the dtype of `q`.
     """
-    grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])  # B T K G H
-    scores = jnp.einsum("BTKGH,BSKH->BKGTS", grouped, k, preferred_element_type=jnp.float32)
-    scores = scores * q.shape[-1] ** -0.5
-    if softcap is not None:
-        scores = softcap * jnp.tanh(scores / softcap)
+    mask = None
     if causal or window is not None or segment_ids is not None:
         one_sample = jnp.ones(q.shape[:2], jnp.int32)
         mask = attention_mask(
             one_sample if segment_ids is None else segment_ids, causal=causal, window=window
         )
+    return masked_attention(q, k, v, mask, softcap=softcap)
+
+
+def masked_attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: Bool[Array, "B T S"] | None,
+    *,
+    softcap: float | None = None,
+) -> Float[Array, "B T N H"]:
+    """What each query gathers from the keys that the mask lets it see: all of them without one."""
+    grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])  # B T K G H
+    scores = jnp.einsum("BTKGH,BSKH->BKGTS", grouped, k, preferred_element_type=jnp.float32)
+    scores = scores * q.shape[-1] ** -0.5
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    if mask is not None:
         scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(q.shape)

@@ -50,9 +50,6 @@ class IdentityConfig:
         return Mlp(0, inputs, outputs, rngs=rngs)
 
 
-ProjectorConfig = LinearConfig | MlpConfig | IdentityConfig
-
-
 class Mlp(nnx.Module):
     """`depth` linear maps, exact GELU between them."""
 
