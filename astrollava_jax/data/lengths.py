@@ -87,16 +87,22 @@ def measure(
     Raises:
         ValueError: if more records than allowed are damaged, or have no learned token; names them.
     """
-    found, start = [], 0
+    found, measured, start = [], {}, 0
     for part in reader.parts:
         path = files.join(folder, f"lengths-{_key(reader, part)}.npz")
-        if not files.exists(path):
+        if files.exists(path):
+            found.append(_read(path))
+        else:
             records = range(start, start + len(part.source))
-            _write(path, _measure_all(reader, records, workers, show))
-        found.append(_read(path))
+            measured[path] = _measure_all(reader, records, workers, show)
+            found.append(measured[path])
         start += len(part.source)
     lengths = _concatenate(found)
+    # What is refused is not kept: it may be mended. What a run began with is, or it would end
+    # with another order of records than it began with.
     _check_readable(lengths, allow_unreadable)
+    for path, part_lengths in measured.items():
+        _write(path, part_lengths)
     _check_learned(reader, lengths, allow_unlearned)
     return lengths
 

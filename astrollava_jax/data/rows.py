@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from astrollava_jax.batch import Batch, ImageFacts, empty_rows
+from astrollava_jax.data.example import Example
 from astrollava_jax.data.samples import Fault, Reader, Words
 
 
@@ -101,7 +102,7 @@ class RowBuilder:
         try:
             content = self._reader.read(slot.record)
             name = content.id
-            if slot.tokens == 0:  # its template refuses it: known, told and allowed before step 1
+            if slot.tokens == 0 and self._refuses(slot, content):
                 return Sample(slot, words, ()), name, None
             found = self._reader.words(slot.record, content)
             _check_planned(slot, found)
@@ -114,6 +115,14 @@ class RowBuilder:
             unlearned = dataclasses.replace(words, learned=np.zeros_like(words.learned))
             return Sample(slot, unlearned, ()), name or where, Fault(name, where, str(error))
         return Sample(slot, words, tuple(pixels)), name, None
+
+    def _refuses(self, slot: Slot, content: Example) -> bool:
+        """Whether the template has no place for a record: told and allowed before step 1."""
+        try:
+            self._reader.words(slot.record, content)
+        except ValueError:
+            return True
+        return False
 
     def _blank(self, slot: Slot) -> Words:
         """What stands where a record cannot be read: as long as planned, and empty."""
