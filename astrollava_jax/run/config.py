@@ -120,6 +120,13 @@ class RunConfig:
     bad_records: BadRecords = BadRecords()
 
     def __post_init__(self):
+        patterns = sorted(set(self.out) & set("*?["))
+        if patterns:
+            # Orbax would look for its own files by such a pattern, find none, and save no array.
+            raise ValueError(
+                f"out is {self.out!r}: checkpoints cannot be written below a folder whose name "
+                f"holds {' '.join(patterns)}; choose another"
+            )
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(
                 f"state exactly one of epochs ({self.epochs}) and steps ({self.steps})"
@@ -132,8 +139,9 @@ FREE = ("out", "mesh", "batch.rows_per_device", "workers", "log", "checkpoint") 
     "init.model",
     "init.vision",
     "init.llm",
+    "bad_records.max_fraction",
 )
-"""Keys that may change between two starts of the same run."""
+"""Keys that may change between two starts of the same run: no number that it computes follows."""
 
 
 def changed(before: RunConfig, now: RunConfig) -> list[str]:

@@ -14,7 +14,7 @@ from astrollava_jax.config import ConfigError, dump, plain
 from astrollava_jax.data.tokenizer import Tokenizer
 from astrollava_jax.models.llava import LlavaConfig
 from astrollava_jax.params import Params, select, split
-from astrollava_jax.run import directory, dry_run
+from astrollava_jax.run import directory, dry_run, opening
 from astrollava_jax.run.config import RunConfig, changed, with_absolute_paths
 from astrollava_jax.run.records import (
     Data,
@@ -35,12 +35,12 @@ from astrollava_jax.training.prefetch import Prefetch
 from astrollava_jax.training.state import Progress, TrainState
 
 
-def train(run: RunConfig, *, base: str | None = None, dry: bool = False) -> None:
+def train(run: RunConfig, *, bases: opening.Bases = (), dry: bool = False) -> None:
     """Trains one stage, or goes on with it where its run directory ends.
 
     Args:
         run: the run.
-        base: where the base of `run.out` stands now, if it moved.
+        bases: where the base of `run.out` stands now, if it moved.
         dry: print the plan and one batch instead.
 
     Raises:
@@ -50,8 +50,8 @@ def train(run: RunConfig, *, base: str | None = None, dry: bool = False) -> None
     console = Console(soft_wrap=True, markup=False)
     run = with_absolute_paths(run)
     going_on = _check_same_run(run)
-    reopened = directory.reopen(run, base) if going_on else None
-    opened = reopened or directory.open_init(run.init, base)
+    reopened = opening.reopen(run, bases) if going_on else None
+    opened = reopened or opening.open_init(run.init, bases)
     for note in () if reopened else opened.source.notes:
         console.print(f"note: {note}")
     config = opened.source.config
@@ -76,9 +76,7 @@ def train(run: RunConfig, *, base: str | None = None, dry: bool = False) -> None
         return
     if reopened:
         directory.check_data(run.out, data.facts)
-        params = directory.read_params(
-            reopened, model.frozen, stage.shardings, dtypes_of(run, model)
-        )
+        params = opening.read_params(reopened, model.frozen, stage.shardings, dtypes_of(run, model))
     else:
         # A start that was cut short before its first checkpoint is begun again.
         params = _initial(run, opened, stage, fresh)
@@ -100,7 +98,7 @@ def _check_same_run(run: RunConfig) -> bool:
     return True
 
 
-def _fresh(run: RunConfig, model: Model, opened: directory.Opened) -> list[str]:
+def _fresh(run: RunConfig, model: Model, opened: opening.Opened) -> list[str]:
     """The parameters that are made from the seed.
 
     Raises:
@@ -119,7 +117,7 @@ def _fresh(run: RunConfig, model: Model, opened: directory.Opened) -> list[str]:
     return fresh
 
 
-def _tokenizer(opened: directory.Opened, config: LlavaConfig) -> Tokenizer:
+def _tokenizer(opened: opening.Opened, config: LlavaConfig) -> Tokenizer:
     tokenizer = opened.source.tokenizer
     special = {tokenizer.image_id, tokenizer.pad_id}
     words = max(set(range(tokenizer.vocab_size)) - special)
@@ -144,11 +142,11 @@ def _warn(console: Console, data: Data) -> None:
         console.print(f"... and {len(lengths.faults) - 10} more unusable records")
 
 
-def _initial(run: RunConfig, opened: directory.Opened, stage: Stage, fresh: list[str]) -> Params:
+def _initial(run: RunConfig, opened: opening.Opened, stage: Stage, fresh: list[str]) -> Params:
     """Every parameter on the devices: read from the source, or made from the seed."""
     model = stage.model
     read = [address for address in model.shapes if address not in fresh]
-    params = directory.read_params(opened, read, stage.shardings, dtypes_of(run, model))
+    params = opening.read_params(opened, read, stage.shardings, dtypes_of(run, model))
     return params | make_fresh(run, model, stage.shardings) if fresh else params
 
 
@@ -173,7 +171,7 @@ def make_fresh(run: RunConfig, model: Model, shardings: Mapping[str, Any]) -> Pa
 
 
 def _begin(
-    run: RunConfig, opened: directory.Opened, stage: Stage, params: Params, fresh: list[str],
+    run: RunConfig, opened: opening.Opened, stage: Stage, params: Params, fresh: list[str],
     data: Data,
 ) -> None:  # fmt: skip
     """Writes the run directory."""
@@ -188,8 +186,8 @@ def _begin(
     spoken = [config.template for config in run.data if config.template != "plain"]
     template = spoken[0] if spoken else opened.template
     directory.begin(
-        run.out, dump(run), opened, stage.model.trainable, stage.model.frozen, inherited,
-        template, first.image, data.facts,
+        run.out, dump(run), opened.base, opened.init, stage.model.trainable, stage.model.frozen,
+        inherited, template, first.image, data.facts,
     )  # fmt: skip
 
 
@@ -265,6 +263,7 @@ def _log(
         every_steps=run.log.every_steps,
         attempt=max(attempts, default=0) + 1,
         chips=jax.device_count(),
+        first_group=run.optimizer.groups[0].name,
         checkpoints=checkpoints,
         work=_utilisation(stage.model, data),
     )

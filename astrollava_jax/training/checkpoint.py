@@ -31,12 +31,21 @@ class Checkpoints:
         )
         self._pending: Any = None
         self._pending_step: int | None = None
-        self.last_good: int | None = self.latest()
+        self._last_good: int | None = self.latest()
 
     def latest(self) -> int | None:
         """The newest finished step, if there is one."""
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
+
+    @property
+    def last_good(self) -> int | None:
+        """The newest step that stands on the disk, whole: its folder gets its name at the end."""
+        if self._pending_step is not None and files.exists(
+            files.join(self.folder, str(self._pending_step))
+        ):
+            self._last_good, self._pending_step = self._pending_step, None
+        return self._last_good
 
     def save(self, state: TrainState, progress: Progress, config: dict[str, Any]) -> None:
         """Copies the state to the host and writes it in the background.
@@ -58,7 +67,7 @@ class Checkpoints:
         """Returns when what was saved stands on the disk; raises what went wrong."""
         if self._pending is not None:
             self._pending.result()
-            self.last_good, self._pending = self._pending_step, None
+            self._pending = None
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, Progress]:
         """The state and progress of a step, placed as the arrays of `like` are."""

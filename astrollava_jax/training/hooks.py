@@ -31,8 +31,8 @@ class Guard:
         if agree(event.progress.skipped) > self.limit:
             raise ValueError(
                 f"{event.progress.skipped} unreadable record(s) of {self.samples} in the run, more "
-                f"than bad_records.max_fraction allows ({self.limit:.0f}); the last:\n  "
-                + "\n  ".join(event.delivery.faults[-10:])
+                f"than bad_records.max_fraction allows ({self.limit:.0f}): mend them, or raise it "
+                "and start the run again; the last:\n  " + "\n  ".join(event.delivery.faults[-10:])
             )
 
 
@@ -92,12 +92,13 @@ class Log:
         every_steps: int,
         attempt: int,
         chips: int,
+        first_group: str,
         checkpoints: Checkpoints,
         work: Callable[[Event], float | None],
     ):
         self._console, self._lines, self._board = console, lines, board
         self.every_steps, self.attempt, self.chips = every_steps, attempt, chips
-        self._checkpoints, self._work = checkpoints, work
+        self._first_group, self._checkpoints, self._work = first_group, checkpoints, work
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -125,7 +126,8 @@ class Log:
 
     def held_out(self, step: int, loss: float, faults: Sequence[str]) -> None:
         """Writes what the held-out evaluation found."""
-        facts = {"held_out_loss": loss, "held_out_skipped_records": len(faults)}
+        facts: dict[str, Any] = {"held_out_loss": loss, "held_out_skipped_records": len(faults)}
+        facts |= {"held_out_faults": list(faults)} if faults else {}
         self._lines.write({"step": step, "attempt": self.attempt, **facts})
         if self._board is not None:
             self._board.write(step, facts)
@@ -153,7 +155,7 @@ class Log:
             "loss": metrics["loss"],
             "learned_tokens": int(metrics["learned_tokens"]),
             "grad_norm": metrics["grad_norm"],
-            "lr": next(iter(rates.values())),
+            "lr": rates[f"lr/{self._first_group}"],
             **(rates if len(rates) > 1 else {}),
             "seconds": seconds,
             "samples_per_second": event.delivery.samples / seconds,
@@ -163,6 +165,7 @@ class Log:
             "packing": event.delivery.filled,
             "skipped_records": event.progress.skipped,
             "last_good_checkpoint": self._checkpoints.last_good,
+            **({"faults": list(event.delivery.faults)} if event.delivery.faults else {}),
         }
 
 

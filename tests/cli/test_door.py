@@ -93,6 +93,7 @@ def test_a_wrong_override_is_told_like_a_wrong_key(folder, refused):
         ("checkpoint.keep", 0),
         ("checkpoint.every_steps", 0),
         ("log.every_steps", 0),
+        ("out", "runs/try[1]"),
         ("workers", -1),
         ("bad_records.max_fraction", 1.5),
         ("optimizer.groups.0.peak_lr", -1e-3),
@@ -263,7 +264,7 @@ def test_without_a_command_the_commands_that_work_are_listed(capsys):
     listed = re.findall(r"^  (\w+) ", bare.split("commands:")[1], re.MULTILINE)
     modules = {path.stem for path in Path(astrollava_jax.cli.__file__).parent.glob("*.py")}
     assert listed == list(COMMANDS)
-    assert set(listed) == modules - {"__init__", "main"}
+    assert set(listed) == modules - {"__init__", "main", "options"}
     assert len(bare.splitlines()) <= SCREEN
 
 
