@@ -12,7 +12,6 @@ import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import IO, Any, ClassVar
 
 Where = str | os.PathLike[str]
@@ -51,6 +50,16 @@ def absolute(path: Where) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
+def resolved(path: Where) -> str:
+    """The path behind all links."""
+    return os.path.realpath(os.path.expanduser(path))
+
+
+def relocated(path: Where, before: Where, now: Where) -> str:
+    """Where `path` stands if it moved together with a folder, from `before` to `now`."""
+    return os.path.normpath(os.path.join(now, os.path.relpath(path, before)))
+
+
 def names(folder: Where, pattern: str = ".*") -> list[str]:
     """The sorted names in `folder` that match the regular expression whole.
 
@@ -77,11 +86,6 @@ def remove(path: Where) -> None:
 def move(source: Where, target: Where) -> None:
     """Renames a file or folder within one storage."""
     os.replace(source, target)
-
-
-def copy(source: Where, target: Where) -> None:
-    """Copies one file, byte for byte."""
-    shutil.copyfile(source, target)
 
 
 def open_read(path: Where) -> IO[bytes]:
@@ -266,11 +270,6 @@ def write_text(path: Where, content: str) -> None:
 def write_json(path: Where, content: Any) -> None:
     """Writes a JSON file whole, or not at all."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def here(module_file: str, *parts: str) -> str:
-    """The path of `parts` beside a module, given its `__file__`."""
-    return str(Path(module_file).parent.joinpath(*parts))
 
 
 def _umask() -> int:

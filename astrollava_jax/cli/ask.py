@@ -2,6 +2,8 @@
 
 import argparse
 
+from astrollava_jax.cli.options import add_base
+
 
 def main(argv: list[str]) -> None:
     """Prints one answer."""
@@ -16,9 +18,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--image", action="append", default=[], metavar="FILE", help="a picture; may be repeated"
     )
-    parser.add_argument(
-        "--base", metavar="DIR", help="where a run's original model stands now, if it moved"
-    )
+    add_base(parser)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
     arguments = parser.parse_args(argv)
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
         arguments.model,
         arguments.question,
         arguments.image,
-        base=arguments.base,
+        bases=arguments.bases,
         dtype=arguments.dtype,
         max_new_tokens=arguments.max_new_tokens,
     )

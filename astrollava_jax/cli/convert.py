@@ -2,6 +2,8 @@
 
 import argparse
 
+from astrollava_jax.cli.options import add_base
+
 HELP = """\
 Turn a model from one layout into another. SRC is a HF LLaVA directory, an original LLaVA directory,
 a run directory, one of its checkpoints, or what `--layout orbax` wrote. Nothing changes its dtype
@@ -26,7 +28,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--vision", metavar="DIR", help="a vision tower's directory")
     parser.add_argument("--llm", metavar="DIR", help="a language model's directory")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"))
-    parser.add_argument("--base", metavar="DIR", help="where a run's original model stands now")
+    add_base(parser)
     parser.add_argument("--seed", type=int, default=0, help="of a fresh projector")
     # Options may stand between the two directories.
     arguments = parser.parse_intermixed_args(argv)
@@ -42,7 +44,7 @@ def main(argv: list[str]) -> None:
         arguments.layout,
         vision=arguments.vision,
         llm=arguments.llm,
-        base=arguments.base,
+        bases=arguments.bases,
         dtype=arguments.dtype,
         seed=arguments.seed,
     )

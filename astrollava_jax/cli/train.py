@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
+from astrollava_jax.cli.options import add_base
+
 HELP = """\
 Train one stage from a YAML file that says everything. When its run directory (`out`) holds the same
 run, it goes on from the newest checkpoint; a finished run says so.
@@ -23,9 +25,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="print the plan and one batch, and stop"
     )
-    parser.add_argument(
-        "--base", metavar="DIR", help="where the original model stands now, if it moved"
-    )
+    add_base(parser)
     overrides, rest = split_overrides(argv, own=("--help", "--dry-run", "--base"))
     arguments = parser.parse_args(rest)
 
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     for key, value in overrides.items():
         set_key(tree, key, value)
     run = parse(RunConfig, tree, arguments.run)
-    train(run, base=arguments.base, dry=arguments.dry_run)
+    train(run, bases=arguments.bases, dry=arguments.dry_run)
 
 
 def split_overrides(words: Sequence[str], own: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -8,7 +8,7 @@ from flax import nnx
 from astrollava_jax import files
 from astrollava_jax.params import Params, split
 from astrollava_jax.run.config import InitConfig
-from astrollava_jax.run.directory import Opened, open_any, open_init
+from astrollava_jax.run.opening import Bases, Opened, open_any, open_init
 from astrollava_jax.weights.binding import READABLE
 from astrollava_jax.weights.save import save
 from astrollava_jax.weights.source import Source
@@ -21,7 +21,7 @@ def convert(
     *,
     vision: files.Where | None = None,
     llm: files.Where | None = None,
-    base: files.Where | None = None,
+    bases: Bases = (),
     dtype: str | None = None,
     seed: int = 0,
 ) -> None:
@@ -34,14 +34,14 @@ def convert(
         vision: the tower's directory: to be joined with `llm`, or for an original directory that
             only names its tower.
         llm: the decoder's directory.
-        base: where the original model of a run stands now, if it moved.
+        bases: where the original model of a run stands now, if it moved.
         dtype: what all parameters become; each keeps its own unless given.
         seed: of the fresh projector of joined parts.
 
     Raises:
         ValueError: if the directories do not fit together, or the layout cannot hold the model.
     """
-    opened = _open(source, vision, llm, base)
+    opened = _open(source, vision, llm, bases)
     model = opened.source
     print(f"read     {_origin(model)}: {_size(model)}")
     for note in model.notes:
@@ -76,11 +76,11 @@ def _open(
     source: files.Where | None,
     vision: files.Where | None,
     llm: files.Where | None,
-    base: files.Where | None,
+    bases: Bases,
 ) -> Opened:
     tower = None if vision is None else str(vision)
     if source is not None and llm is None:
-        return open_any(str(source), vision=tower, base=None if base is None else str(base))
+        return open_any(str(source), vision=tower, bases=bases)
     if source is None and llm is not None and tower is not None:
         return open_init(InitConfig(vision=tower, llm=str(llm)))
     raise ValueError(

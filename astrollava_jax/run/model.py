@@ -1,5 +1,6 @@
 """A model in any layout, ready to answer; and back to files."""
 
+import sys
 from typing import Literal
 
 import jax
@@ -11,7 +12,7 @@ from astrollava_jax.data.image import ImageError, prepare
 from astrollava_jax.inference.model import Dtype, Model
 from astrollava_jax.models.llava import logical_axes
 from astrollava_jax.params import split
-from astrollava_jax.run.directory import Opened, open_any, read_params
+from astrollava_jax.run.opening import Bases, Opened, open_any, read_params
 from astrollava_jax.sharding import MeshConfig, placements
 from astrollava_jax.weights.save import save
 
@@ -96,7 +97,7 @@ def ask(
     question: str,
     images: list[str],
     *,
-    base: str | None = None,
+    bases: Bases = (),
     dtype: Dtype = "bfloat16",
     max_new_tokens: int,
 ) -> str:
@@ -106,7 +107,9 @@ def ask(
         FileNotFoundError, ValueError: if the model or a picture cannot be read; names it. The
             pictures are looked at first: a model takes minutes to load.
     """
-    opened = open_any(path, base=base)
+    opened = open_any(path, bases=bases)
+    for note in opened.source.notes:
+        print(f"note: {note}", file=sys.stderr)  # the answer alone goes to stdout
     pictures = [_picture(opened, image) for image in images]
     model = to_answer(opened, path, dtype)
     return model.generate([pictures], [question], max_new_tokens=max_new_tokens)[0]

@@ -13,7 +13,7 @@ from orbax.checkpoint import v1 as ocp
 from astrollava_jax.data.rows import RowShape
 from astrollava_jax.run import stage as stages
 from astrollava_jax.run.convert import convert
-from astrollava_jax.run.directory import open_init
+from astrollava_jax.run.opening import open_init
 from astrollava_jax.sharding import MeshConfig
 from astrollava_jax.training.step import LOGITS_IN_FLIGHT
 

@@ -1,0 +1,175 @@
+"""From a path to a model, whatever its layout: original files, or a run over its base."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from astrollava_jax import files
+from astrollava_jax.data.image import Mode
+from astrollava_jax.params import Params
+from astrollava_jax.run import directory
+from astrollava_jax.run.arrays import Merged
+from astrollava_jax.run.config import InitConfig, RunConfig
+from astrollava_jax.training.checkpoint import Trained
+from astrollava_jax.weights.directory import join, open_model, recognise
+from astrollava_jax.weights.llava import CLIP, LLAMA
+from astrollava_jax.weights.load import load as load_weights
+from astrollava_jax.weights.source import Overlay, Source
+
+Bases = Sequence[str]
+"""Where the original of a run stands now, if it moved: one model, or a tower and a decoder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A model that was found, whatever its layout."""
+
+    source: Source
+    """What every parameter is now."""
+    base: Source
+    """The original directories, without anything that a run changed."""
+    init: InitConfig
+    """How to open the base again."""
+    changed: Mapping[str, np.ndarray]
+    """Parameters whose values are not the base's."""
+    template: str
+    """How the model is spoken to."""
+    image_mode: Mode
+    """How a picture is made square."""
+
+
+def read_params(
+    opened: Opened, addresses: list[str], shardings: Mapping[str, Any], dtypes: Mapping[str, Any]
+) -> Params:
+    """Parameters on the devices; what a run trained keeps the precision in which it was trained."""
+    original = [address for address in addresses if address not in opened.changed]
+    params = load_weights(opened.base, original, shardings=shardings, dtypes=dtypes)
+    for address in addresses:
+        if address in opened.changed:
+            array = opened.changed[address].astype(dtypes[address])
+            params[address] = jax.device_put(array, shardings[address])
+    return params
+
+
+def open_any(
+    path: str, *, vision: str | None = None, bases: Bases = (), step: int | None = None
+) -> Opened:
+    """Opens a model in any layout; a run directory gives its newest checkpoint.
+
+    Args:
+        path: the model.
+        vision: a tower for an original directory that lacks its own, a run's base too.
+        bases: where a run's base stands now, if it moved.
+        step: of a run directory; unset = the newest.
+
+    Raises:
+        FileNotFoundError: if there is nothing, or a run has no checkpoint yet.
+        ValueError: if the layout is not known, or the base is not the one that was trained on.
+    """
+    found = directory.run_folder(path)
+    if found is None:
+        if bases:
+            raise ValueError(f"--base: only a run has a base, and {path} is none")
+        return _open_original(path, vision)
+    folder, named = found
+    return _open_run(folder, named if step is None else step, _moved(folder, bases, vision))
+
+
+def reopen(run: RunConfig, bases: Bases) -> Opened | None:
+    """What a run goes on from: its newest checkpoint over its base; None before the first one.
+
+    The run that it began from is not needed any more. The base is looked for where `bases` or a
+    changed `run.init` say that it stands now, else where it stood.
+    """
+    if not directory.finished_steps(run.out):
+        return None
+    moved = _moved(run.out, bases, None)
+    if moved is None and run.init != directory.resolved(run.out).init:
+        moved = None if directory.run_folder(run.init.model) else run.init
+    return _open_run(run.out, None, moved)
+
+
+def open_init(init: InitConfig, bases: Bases = ()) -> Opened:
+    """Opens what a run starts from; `bases` say where the original stands now, if it moved."""
+    if directory.run_folder(init.model) is not None:
+        assert init.model is not None
+        return open_any(init.model, vision=init.vision, bases=bases)
+    if bases:
+        init = _same_kind(init, _standing(bases, init.vision), "init")
+    if init.model is not None:
+        return _open_original(init.model, init.vision)
+    assert init.vision is not None and init.llm is not None
+    source = join(init.vision, init.llm)
+    where = InitConfig(vision=files.absolute(init.vision), llm=files.absolute(init.llm))
+    return Opened(source, source, where, {}, source.template, source.image_mode)
+
+
+def _open_original(path: str, vision: str | None) -> Opened:
+    source = open_model(path, vision=vision)
+    init = InitConfig(model=files.absolute(path), vision=vision and files.absolute(vision))
+    return Opened(source, source, init, {}, source.template, source.image_mode)
+
+
+def _open_run(folder: str, step: int | None, moved: InitConfig | None) -> Opened:
+    facts, finished = directory.read_facts(folder), directory.finished_steps(folder)
+    if not finished or (step is not None and step not in finished):
+        raise FileNotFoundError(
+            f"{folder}: no checkpoint {'' if step is None else step}; finished are {finished}"
+        )
+    init = directory.original_init(folder)
+    if moved is not None:
+        init = _same_kind(init, moved, folder)
+    if directory.run_folder(init.model):
+        raise ValueError(f"--base {init.model}: name the original directory, not a run")
+    base = open_init(init)
+    directory.check_base(folder, base.base)
+    taken, total = finished[-1] if step is None else step, facts["data"]["steps"]
+    trained = Trained(files.join(folder, directory.CHECKPOINTS), taken)
+    changed = Merged(trained, directory.read_inherited(folder))
+    source = Overlay(base.base, changed, folder)
+    if taken < total:
+        source.notes += (f"{folder} is taken as it was after step {taken} of {total}",)
+    return dataclasses.replace(
+        base,
+        source=source,
+        changed=changed,
+        template=facts["template"],
+        image_mode=facts["image"],
+    )
+
+
+def _moved(folder: str, bases: Bases, vision: str | None) -> InitConfig | None:
+    """Where a run's original directories are said to stand now; None where nothing is said."""
+    before = directory.original_init(folder)
+    if bases:
+        return _standing(bases, vision or before.vision)
+    return None if vision is None else dataclasses.replace(before, vision=vision)
+
+
+def _standing(bases: Bases, vision: str | None) -> InitConfig:
+    """The directories that `--base` names: one model, or a tower and a decoder in any order."""
+    if len(bases) == 1:
+        return InitConfig(model=bases[0], vision=vision)
+    found = {recognise(base): base for base in bases}
+    if len(bases) > 2 or set(found) != {CLIP, LLAMA}:
+        layouts = ", ".join(f"{base} ({layout.name})" for layout, base in found.items())
+        raise ValueError(f"--base: expected one model, or a tower and a decoder, found {layouts}")
+    return InitConfig(vision=found[CLIP], llm=found[LLAMA])
+
+
+def _same_kind(before: InitConfig, now: InitConfig, what: str) -> InitConfig:
+    """Where the original stands now.
+
+    Raises:
+        ValueError: if two towers stand for one model, or one model for two towers.
+    """
+    if (before.llm is None) != (now.llm is None):
+        stood = before.model or f"{before.vision} and {before.llm}"
+        raise ValueError(
+            f"{what} begins from {stood}: say where that stands now, by --base MODEL for one model "
+            "or by --base TOWER --base DECODER for two parts"
+        )
+    return now
