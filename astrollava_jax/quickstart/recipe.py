@@ -4,6 +4,8 @@ Sizes and rates were found by trying; the arms of spirals are the last thing tha
 shorter stage 0 loses those first. More small steps teach more of them than fewer large ones.
 """
 
+import dataclasses
+import json
 from typing import Any
 
 from astrollava_jax.quickstart.vocabulary import MAX_LENGTH, SPECIALS, words
@@ -18,17 +20,28 @@ dark vector in every patch, and learned to count arms later."""
 STAGE0_SEED, STAGE1_SEED, HELD_OUT_SEED = 100, 200, 300
 """Three skies: no picture of one stands in another."""
 
-STAGE0_PICTURES, TRAIN_PICTURES, HELD_OUT_PICTURES = 24000, 8000, 400
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How much is drawn, and how long each stage takes."""
+
+    stage0_pictures: int = 24000
+    train_pictures: int = 8000
+    held_out_pictures: int = 400
+    stage0_steps: int = 2600
+    stage1_steps: int = 550
+    stage2_steps: int = 760
+
 
 STAGE0 = """\
 # Stage 0: stand-ins for CLIP and Vicuna. A frozen random decoder cannot be aligned with anything,
 # so everything trains here on captions of another sky; the projector is thrown away afterwards.
-out: {folder}/runs/stage0
+out: "{folder}/runs/stage0"
 seed: 0
-steps: 2600
-init: {{model: {folder}/parts/initial, fresh: [".*"]}}  # a shape without weights: all from the seed
+steps: {stage0_steps}
+init: {{model: "{folder}/parts/initial", fresh: [".*"]}}  # a shape alone: all from the seed
 data:
-  - {{records: {folder}/parts/sky, template: plain, image: pad}}
+  - {{records: "{folder}/parts/sky", template: plain, image: pad}}
 batch: {{samples: 32, length: 80, packing: true, max_images: 2}}
 loss: tokens
 optimizer:
@@ -46,12 +59,12 @@ log: {{every_steps: 200}}
 
 STAGE1 = """\
 # Stage 1: teach a fresh projector to speak the decoder's language. Nothing else moves.
-out: {folder}/runs/stage1
+out: "{folder}/runs/stage1"
 seed: 1                          # another than stage 0: its projector must not come back
-steps: 550
-init: {{vision: {folder}/parts/vision, llm: {folder}/parts/llm, fresh: ["projector/.*"]}}
+steps: {stage1_steps}
+init: {{vision: "{folder}/parts/vision", llm: "{folder}/parts/llm", fresh: ["projector/.*"]}}
 data:
-  - {{records: {folder}/data/train, template: plain, image: pad}}
+  - {{records: "{folder}/data/train", template: plain, image: pad}}
 batch: {{samples: 32, length: 80, packing: true, max_images: 2}}
 loss: tokens
 optimizer:
@@ -63,7 +76,7 @@ optimizer:
 precision: {{compute: float32, trainable: float32, frozen: float32}}
 remat: none
 checkpoint: {{every_seconds: 120, keep: 2}}
-evaluate: {{records: {folder}/data/heldout, every_steps: 200}}
+evaluate: {{records: "{folder}/data/heldout", every_steps: 200}}
 workers: 0
 log: {{every_steps: 100}}
 """
@@ -71,13 +84,13 @@ log: {{every_steps: 100}}
 STAGE2 = """\
 # Stage 2: the decoder and the projector learn to answer. Some captions stay in the mixture, so that
 # what stage 1 taught is not forgotten.
-out: {folder}/runs/stage2
+out: "{folder}/runs/stage2"
 seed: 2
-steps: 760
-init: {{model: {folder}/runs/stage1}}
+steps: {stage2_steps}
+init: {{model: "{folder}/runs/stage1"}}
 data:
-  - {{records: {folder}/data/train, template: model, image: pad}}
-  - {{records: {folder}/data/train, template: plain, image: pad, weight: 0.25}}
+  - {{records: "{folder}/data/train", template: model, image: pad}}
+  - {{records: "{folder}/data/train", template: plain, image: pad, weight: 0.25}}
 batch: {{samples: 32, length: 160, packing: true, max_images: 3}}
 loss: tokens
 optimizer:
@@ -91,12 +104,19 @@ optimizer:
 precision: {{compute: float32, trainable: float32, frozen: float32}}
 remat: none
 checkpoint: {{every_seconds: 120, keep: 2}}
-evaluate: {{records: {folder}/data/heldout, every_steps: 200}}
+evaluate: {{records: "{folder}/data/heldout", every_steps: 200}}
 workers: 0
 log: {{every_steps: 100}}
 """
 
 STAGES = {"stage0": STAGE0, "stage1": STAGE1, "stage2": STAGE2}
+
+
+def stage_files(folder: str, sizes: Sizes) -> dict[str, str]:
+    """The file of each stage, by its name, for a quickstart in a folder."""
+    quoted = json.dumps(folder, ensure_ascii=False)[1:-1]  # a path may hold what YAML reads
+    facts = dataclasses.asdict(sizes)
+    return {f"{name}.yaml": text.format(folder=quoted, **facts) for name, text in STAGES.items()}
 
 
 def initial_config() -> dict[str, Any]:

@@ -9,7 +9,12 @@ from astrollava_jax.quickstart.examples import scene_of
 from astrollava_jax.quickstart.questions import QUESTIONS
 from astrollava_jax.report import Card, Given, Page
 
+REPORT = "report.html"
 SHOWN_PICTURES = 12
+NOT_COMPARED = "torch is not installed: the export was written and not compared"
+TOLERANCE = 1e-4
+"""Of the largest logit: how far an export may be from ours in PyTorch."""
+
 FLOORS = {"kind": 0.90, "arms": 0.75, "colour": 0.95, "count": 0.95}
 """What the recipe should reach: captions after stage 1, asked questions after stage 2."""
 
@@ -20,8 +25,9 @@ FILES = (
     ("stage0.yaml, stage1.yaml, stage2.yaml", "the three runs: copy one, change it, train it"),
     ("parts/", "the small tower and decoder, and the sky that they were made with"),
     ("runs/stage0, runs/stage1, runs/stage2", "logs, TensorBoard files, checkpoints"),
-    ("export/", "the finished model: loads in transformers, vLLM and lmms-eval"),
-    ("report.html", "this page"),
+    ("export/", "the finished model, as transformers loads it"),
+    ("samples/first.png", "the picture of the last question"),
+    (REPORT, "this page"),
 )
 
 
@@ -41,6 +47,27 @@ class Told:
     """What was said to each picture, one text per question."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Logits of the export, in transformers and here."""
+
+    difference: float
+    """The largest one, as a part of the largest logit."""
+    pictures: int
+
+    @property
+    def equal(self) -> bool:
+        """Whether they are the same but for rounding."""
+        return self.difference <= TOLERANCE
+
+    def __str__(self) -> str:
+        verdict = f"equal within {TOLERANCE:.0e}" if self.equal else "NOT EQUAL"
+        return (
+            f"logits of the export in transformers and here: {verdict} (largest difference "
+            f"{self.difference:.1e} of the largest logit, {self.pictures} pictures)"
+        )
+
+
 @dataclasses.dataclass
 class Facts:
     """Everything that the page is made of."""
@@ -48,12 +75,18 @@ class Facts:
     folder: str
     cores: int
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    """By chapter, over all starts."""
     logs: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
     told: list[Told] = dataclasses.field(default_factory=list)
     held_out: Sequence[Example] = ()
-    difference: str = ""
+    comparison: Comparison | None = None
     asked: tuple[bytes, str, str, str] | None = None
     """Picture, question, truth, answer."""
+
+    @property
+    def all_seconds(self) -> float:
+        """What all chapters took."""
+        return sum(self.seconds.values())
 
 
 def write(path: str, facts: Facts) -> None:
@@ -81,6 +114,8 @@ def verdicts(facts: Facts) -> list[tuple[str, str, float, float]]:
 
 def _summary(facts: Facts) -> str:
     missed = [f"{name} {when}" for when, name, found, floor in verdicts(facts) if found < floor]
+    if facts.comparison is not None and not facts.comparison.equal:
+        missed.append("the export's logits in PyTorch")
     verdict = (
         f"Below what it should reach: {', '.join(missed)}."
         if missed
@@ -91,7 +126,7 @@ def _summary(facts: Facts) -> str:
         "described. A stand-in tower and decoder were trained on captions of another sky "
         "(stage 0), and their projector was thrown away. A fresh one was aligned on captions "
         "(stage 1), then decoder and projector were tuned on dialogues (stage 2). It took "
-        f"{facts.seconds.get('all', 0):.0f} seconds on {facts.cores} cores.\n\n{verdict}"
+        f"{facts.all_seconds:.0f} seconds on {facts.cores} cores.\n\n{verdict}"
     )
 
 
@@ -138,7 +173,7 @@ def _card(facts: Facts, number: int) -> Card:
 
 
 def _export(page: Page, facts: Facts) -> None:
-    page.section("Given back to PyTorch").text(facts.difference)
+    page.section("Given back to PyTorch").text(str(facts.comparison or NOT_COMPARED))
     if facts.asked is not None:
         picture, question, truth, answer = facts.asked
         read = QUESTIONS["kind"].read_answer(answer)
@@ -151,5 +186,6 @@ def _times(page: Page, facts: Facts) -> None:
     page.section("Time")
     page.table(
         ("chapter", "seconds"),
-        [(name, f"{seconds:.1f}") for name, seconds in facts.seconds.items()],
+        [(name, f"{seconds:.1f}") for name, seconds in facts.seconds.items()]
+        + [("all", f"{facts.all_seconds:.1f}")],
     )

@@ -6,7 +6,7 @@ import gc
 import io
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from PIL import Image
@@ -26,8 +26,8 @@ from astrollava_jax.quickstart.questions import QUESTIONS
 from astrollava_jax.quickstart.vocabulary import tokenizer_files
 from astrollava_jax.run.config import RunConfig
 from astrollava_jax.run.convert import convert
-from astrollava_jax.run.directory import open_any, open_init
 from astrollava_jax.run.model import load_model, to_answer
+from astrollava_jax.run.opening import open_any, open_init
 from astrollava_jax.run.stage import describe
 from astrollava_jax.run.train import make_fresh, train
 from astrollava_jax.sharding import placements
@@ -36,104 +36,113 @@ from astrollava_jax.weights.save import save
 from astrollava_jax.weights.source import Overlay
 
 ANSWER_TOKENS, CAPTION_TOKENS = 16, 48
-OURS = ("data", "export", "parts", "report.html", "runs", "samples")
-"""What a quickstart leaves, beside the files of its stages."""
-
 PROBES = 3
 """Pictures on which the export is compared with PyTorch."""
 
 
-def quickstart(out: str) -> None:
+def quickstart(out: str, sizes: recipe.Sizes | None = None) -> None:
     """Does the whole job below `out`; what is finished there is not done again.
 
     Raises:
         ValueError: if `out` holds something else, or a stage whose file was changed.
+        RuntimeError: if PyTorch does not compute what we do of the export.
     """
     folder = files.absolute(out)
-    check_free(folder)
-    Quickstart(folder).run()
+    sizes = sizes or recipe.Sizes()
+    check_folder(folder, recipe.stage_files(folder, sizes))
+    if files.exists(files.join(folder, story.REPORT)):
+        print(f"{folder}: complete; the report is {files.join(folder, story.REPORT)}")
+        return
+    Quickstart(folder, sizes).run()
 
 
-def check_free(folder: str) -> None:
-    """Refuses a folder with something else in it, and stage files that were changed.
+def check_folder(folder: str, stage_files: Mapping[str, str]) -> None:
+    """Refuses a folder that no quickstart began, and stages that are not the quickstart's any more.
 
     Raises:
-        ValueError: if there are any; says what to do.
+        ValueError: if it is one; says what to do.
     """
-    if not files.is_folder(folder):
-        return
-    ours = {*OURS, *(f"{name}.yaml" for name in recipe.STAGES)}
-    foreign = [name for name in files.names(folder) if name not in ours]
-    if foreign:
+    there = files.names(folder) if files.is_folder(folder) else []
+    begun = [name for name in stage_files if name in there]
+    if there and not begun:
         raise ValueError(
             f"{folder}: expected what an earlier quickstart left, or nothing, found "
-            f"{', '.join(foreign[:10])}: choose another folder with --out"
+            f"{', '.join(there[:10])}: choose another folder with --out"
         )
-    for name, text in recipe.STAGES.items():
-        path = files.join(folder, f"{name}.yaml")
-        if files.exists(path) and files.read_text(path) != text.format(folder=folder):
+    for name in begun:
+        path = files.join(folder, name)
+        if files.read_text(path) != stage_files[name]:
             raise ValueError(
-                f"{path}: is not the quickstart's file any more, and would be overwritten: give "
-                "yours another name, its run another `out`, and train it by `astrollava train`"
+                f"{path}: differs from what this quickstart writes: it was edited, moved here from "
+                f"another folder, or written by another version. Train it by `astrollava train "
+                f"{path}`, or begin a quickstart in another folder with --out"
             )
 
 
 class Quickstart:
     """The job as a sequence of chapters, each timed and told."""
 
-    def __init__(self, folder: str):
-        self.folder = folder
+    def __init__(self, folder: str, sizes: recipe.Sizes):
+        self.folder, self.sizes = folder, sizes
         self.console = Console(soft_wrap=True)
         self.facts = story.Facts(folder=folder, cores=os.cpu_count() or 1)
 
     def run(self) -> None:
         """All chapters in order."""
-        began = time.perf_counter()
         self._prepare()
         self._stage("stage0", "stand-ins for the tower and the decoder")
         self._keep_parts()
         held_out = self._held_out()
-        self._evaluate("before stage 1", self._fresh(), held_out, "caption", shuffled=False)
+        self._evaluate("before stage 1", self._fresh(), held_out, "caption")
         self._stage("stage1", "projector alone")
-        stage1 = self._path("runs", "stage1")
-        self._evaluate("after stage 1", load_model(stage1, "float32"), held_out, "caption")
-        before = load_model(stage1, "float32")
-        self._evaluate("before stage 2", before, held_out, "asked", shuffled=False)
+        model = load_model(self._path("runs", "stage1"), "float32")
+        self._evaluate("after stage 1", model, held_out, "caption")
+        self._evaluate("before stage 2", model, held_out, "asked")
         self._stage("stage2", "decoder and projector")
         model = load_model(self._path("runs", "stage2"), "float32")
         self._evaluate("after stage 2", model, held_out, "asked")
-        self._evaluate("after stage 2", model, held_out, "caption", shuffled=False)
+        self._evaluate("after stage 2", model, held_out, "caption")
         self._export(held_out)
         self._ask(model, held_out)
-        self.facts.seconds["all"] = time.perf_counter() - began
-        path = self._path("report.html")
+        path = self._path(story.REPORT)
         story.write(path, self.facts)
-        self.console.print(f"report: {path}  ({self.facts.seconds['all']:.0f} s)")
+        self.console.print(f"report: {path}  ({self.facts.all_seconds:.0f} s)")
+        if self.facts.comparison is not None and not self.facts.comparison.equal:
+            raise RuntimeError(f"{self._path('export')}: {self.facts.comparison}")
 
     def _path(self, *parts: str) -> str:
         return files.join(self.folder, *parts)
 
     @contextlib.contextmanager
     def _chapter(self, name: str, what: str) -> Iterator[None]:
+        """Times what happens in it, that of earlier starts added."""
         self.console.rule(f"{name}: {what}", align="left")
+        kept = self._path("runs", "seconds.json")
+        before = files.read_json(kept) if files.exists(kept) else {}
         began = time.perf_counter()
-        yield
-        self.facts.seconds[name] = time.perf_counter() - began
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - began
+            self.facts.seconds = before | {name: before.get(name, 0.0) + elapsed}
+            files.write_json(kept, self.facts.seconds)
         gc.collect()
 
     def _prepare(self) -> None:
-        """Pictures, words and the small model's shape."""
+        """The stages' files, pictures with their words, and the small model's shape."""
+        for name, text in recipe.stage_files(self.folder, self.sizes).items():
+            files.write_text(self._path(name), text)
+            load(RunConfig, self._path(name))  # a path that YAML cannot hold shows here
+        sizes = self.sizes
         with self._chapter("sky", "drawing pictures with their words"):
-            self._sky("parts/sky", "train", recipe.STAGE0_SEED, recipe.STAGE0_PICTURES)
-            self._sky("data/train", "train", recipe.STAGE1_SEED, recipe.TRAIN_PICTURES)
-            self._sky("data/heldout", "heldout", recipe.HELD_OUT_SEED, recipe.HELD_OUT_PICTURES)
+            self._sky("parts/sky", "train", recipe.STAGE0_SEED, sizes.stage0_pictures)
+            self._sky("data/train", "train", recipe.STAGE1_SEED, sizes.train_pictures)
+            self._sky("data/heldout", "heldout", recipe.HELD_OUT_SEED, sizes.held_out_pictures)
         initial = self._path("parts", "initial")
         files.write_json(files.join(initial, "config.json"), recipe.initial_config())
         files.write_json(files.join(initial, "preprocessor_config.json"), recipe.image_processor())
         for name, content in tokenizer_files().items():
             files.write_bytes(files.join(initial, name), content)
-        for name, text in recipe.STAGES.items():
-            files.write_text(self._path(f"{name}.yaml"), text.format(folder=self.folder))
 
     def _sky(self, where: str, split: str, seed: int, count: int) -> None:
         path = self._path(*where.split("/"))
@@ -164,11 +173,9 @@ class Quickstart:
         run = load(RunConfig, self._path("stage1.yaml"))
         return untrained(run)
 
-    def _evaluate(
-        self, when: str, model: Model, held_out: list[Example], way: str, *, shuffled: bool = True
-    ) -> None:
+    def _evaluate(self, when: str, model: Model, held_out: list[Example], way: str) -> None:
         with self._chapter(f"{when}, {way}", "held-out questions"):
-            found = examine(model, held_out, way, shuffled)
+            found = examine(model, held_out, way)
         told = story.Told(
             when,
             way,
@@ -188,8 +195,8 @@ class Quickstart:
             if not files.exists(target):
                 convert(self._path("runs", "stage2"), target, "hf")
             pictures = [e.images[0] for e in held_out[:PROBES]]
-            self.facts.difference = compare_with_torch(target, pictures)
-            self.console.print(self.facts.difference)
+            self.facts.comparison = compare_with_torch(target, pictures)
+            self.console.print(self.facts.comparison or story.NOT_COMPARED)
 
     def _ask(self, model: Model, held_out: list[Example]) -> None:
         """One question about one picture, as `astrollava ask` does it."""
@@ -213,7 +220,7 @@ def untrained(run: RunConfig) -> Model:
     return to_answer(opened, run.out, "float32")
 
 
-def examine(model: Model, held_out: list[Example], way: str, shuffled: bool) -> Evaluation:
+def examine(model: Model, held_out: list[Example], way: str) -> Evaluation:
     """Closed questions about all pictures, asked, or read from captions."""
     captions = way == "caption"
     if captions:
@@ -239,16 +246,16 @@ def examine(model: Model, held_out: list[Example], way: str, shuffled: bool) -> 
             ]
         )
     pictures = [shown.images[0] for shown in held_out]
-    return evaluate(answer, pictures, questions, shuffle_seed=0 if shuffled else None)
+    return evaluate(answer, pictures, questions)
 
 
-def compare_with_torch(export: str, pictures: list[bytes]) -> str:
-    """Loads an export in transformers and says how far its logits are from ours."""
+def compare_with_torch(export: str, pictures: list[bytes]) -> story.Comparison | None:
+    """Loads an export in transformers: how far its logits are from ours; None without torch."""
     try:
         import torch
         from transformers import AutoProcessor, LlavaForConditionalGeneration
     except ImportError:
-        return "torch is not installed: the export was written and not compared"
+        return None
     question = f"<image>\n{QUESTIONS['kind'].text}"
     ours = load_model(export, "float32").logits(pictures, [question] * len(pictures))
     processor = AutoProcessor.from_pretrained(export)
@@ -258,8 +265,4 @@ def compare_with_torch(export: str, pictures: list[bytes]) -> str:
     with torch.no_grad():
         expected = theirs(**inputs).logits.numpy()
     difference = np.abs(ours - expected).max() / np.abs(expected).max()
-    verdict = "equal within 1e-4" if difference <= 1e-4 else "NOT EQUAL"
-    return (
-        f"logits of the export in transformers and here: {verdict} "
-        f"(largest difference {difference:.1e} of the largest logit, {len(pictures)} pictures)"
-    )
+    return story.Comparison(float(difference), len(pictures))
