@@ -1,4 +1,4 @@
-"""The quickstart from nothing to its report, a few pictures and steps of it; and what it refuses."""
+"""The quickstart from nothing to its report, with few pictures and steps; what it refuses."""
 
 import re
 from pathlib import Path
