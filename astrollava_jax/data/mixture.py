@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from astrollava_jax.config import config
+from astrollava_jax.data.image import Mode
 
 TemplateName = Literal[
     "plain",
@@ -32,7 +33,7 @@ class DataConfig:
     """Passes over the set per epoch; 0.5 takes a random half of it, another one in each epoch."""
     template: TemplateName
     """How a record is put into words."""
-    image: Literal["pad", "crop"] = "pad"
+    image: Mode = "pad"
     """How a picture is made square."""
 
     def __post_init__(self):

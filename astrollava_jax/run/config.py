@@ -7,6 +7,7 @@ from pydantic import Field
 
 from astrollava_jax import files
 from astrollava_jax.config import ConfigError, config, differences, plain
+from astrollava_jax.data.image import Mode
 from astrollava_jax.data.mixture import DataConfig, TemplateName
 from astrollava_jax.data.pack import BatchConfig
 from astrollava_jax.models.layers import Remat
@@ -72,7 +73,7 @@ class EvaluateConfig:
     every_steps: Count
     template: TemplateName | None = None
     """Unset = that of the first set in `data`."""
-    image: Literal["pad", "crop"] | None = None
+    image: Mode | None = None
     """Unset = that of the first set in `data`."""
 
 

@@ -1,7 +1,7 @@
 """Which layout a model's directory has, told by its files, and the model in it."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
@@ -9,6 +9,7 @@ from jaxtyping import Shaped
 from astrollava_jax import files
 from astrollava_jax.data.chat import TEMPLATES
 from astrollava_jax.data.chat_export import jinja_text
+from astrollava_jax.data.image import Mode
 from astrollava_jax.data.tokenizer import Tokenizer
 from astrollava_jax.models.llava import LlavaConfig
 from astrollava_jax.models.projector import MlpConfig
@@ -192,7 +193,7 @@ def _describe(
     bound: dict[str, Bound],
     *,
     layout: str | None,
-    image_mode: Literal["pad", "crop"],
+    image_mode: Mode,
     missing: tuple[str, ...] = (),
 ) -> FilesSource:
     """The source of bound parameters, with the words that the folder's tokenizer needs."""

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from astrollava_jax.data.image import Mode
 from astrollava_jax.models.llama import LlamaConfig
 from astrollava_jax.models.llava import LlavaConfig
 from astrollava_jax.models.projector import IdentityConfig, LinearConfig, MlpConfig
@@ -89,7 +90,7 @@ SELECT_FEATURE: dict[str, Literal["patch", "cls_patch"]] = {"default": "patch", 
 class Pixels:
     """What an image processor's config says: how pictures are made square, and normalised."""
 
-    mode: Literal["pad", "crop"]
+    mode: Mode
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
 

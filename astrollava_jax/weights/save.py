@@ -2,12 +2,13 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
 
 from astrollava_jax import files
+from astrollava_jax.data.image import Mode
 from astrollava_jax.data.tokenizer import Tokenizer
 from astrollava_jax.weights import orbax, safetensors, sidecars
 from astrollava_jax.weights.layout import Foreign
@@ -34,7 +35,7 @@ def save(
     *,
     dtype: Any = None,
     template: str | None = None,
-    image_mode: Literal["pad", "crop"] | None = None,
+    image_mode: Mode | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> None:
     """Writes a model into a new directory.

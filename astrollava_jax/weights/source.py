@@ -5,13 +5,14 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Shaped
 
 from astrollava_jax import files
+from astrollava_jax.data.image import Mode
 from astrollava_jax.data.tokenizer import Tokenizer
 from astrollava_jax.models.llava import LlavaConfig
 from astrollava_jax.weights import llava
@@ -30,7 +31,7 @@ class Source(abc.ABC):
     """The layout that `sidecars` truly describe; None where they are only what it was made from."""
     words: int
     """Rows of the vocabulary that the original layout has; the others were added for images."""
-    image_mode: Literal["pad", "crop"]
+    image_mode: Mode
     """How the model saw pictures made square."""
     template: str
     """How it was spoken to: a name of `data.chat.TEMPLATES`."""
@@ -105,7 +106,7 @@ class Overlay(Source):
         folder: files.Where,
         *,
         template: str | None = None,
-        image_mode: Literal["pad", "crop"] | None = None,
+        image_mode: Mode | None = None,
         dtype: Any = None,
     ):
         unknown = sorted(set(trained) - set(llava.shapes(source.config)))
