@@ -4,6 +4,7 @@ import json
 import re
 
 from astrollava_jax.data.chat import TEMPLATES, Template
+from astrollava_jax.data.chat_jinja import takes_pictures
 from astrollava_jax.data.example import IMAGE_MARKER
 
 # Content is a string, or a list of parts as processors of transformers give it. Neighbouring
@@ -29,6 +30,34 @@ _JINJA = """\
 {{%- endfor -%}}
 {{{{- ({reply}) if add_generation_prompt else '' -}}}}
 """
+
+# No line end behind it: the foreign template's text follows as it is.
+_FLATTEN = """\
+{%- set flat = namespace(messages=[]) -%}
+{%- for message in messages -%}
+{%- if message['content'] is string -%}
+{%- set flat.messages = flat.messages + [message] -%}
+{%- else -%}
+{%- set parts = message['content'] -%}
+{%- set images = parts | selectattr('type', 'equalto', 'image') | list | length -%}
+{%- set text = parts | selectattr('type', 'equalto', 'text') | map(attribute='text') | join -%}
+{%- set lines = [<image>] * images + ([text] if text else []) -%}
+{%- set flat.messages = flat.messages
+    + [{'role': message['role'], 'content': lines | join('\\n')}] -%}
+{%- endif -%}
+{%- endfor -%}
+{%- set messages = flat.messages %}"""
+
+
+def for_pictures(template: str) -> str:
+    """A decoder's own chat template, made to take lists of images and texts as well.
+
+    Each image comes on a line before the text, as in training with the template `model`. One that
+    reads such lists by itself stays as it is.
+    """
+    if takes_pictures(template):
+        return template
+    return _FLATTEN.replace("<image>", _quoted(IMAGE_MARKER)) + template
 
 
 def jinja_text(template: str) -> str | None:

@@ -194,6 +194,16 @@ def _wants_parts(source: str) -> bool:
     return False
 
 
+def takes_pictures(source: str) -> bool:
+    """Whether a template writes a content that is a list of images and texts."""
+    content = [{"type": "image"}, {"type": "text", "text": "galaxy"}]
+    try:
+        text = _compile(source).render(messages=[{"role": "user", "content": content}])
+    except (jinja2.TemplateError, TypeError):
+        return False
+    return IMAGE_MARKER in text and "galaxy" in text and "'text'" not in text
+
+
 @functools.lru_cache(maxsize=8)
 def _compile(source: str) -> jinja2.Template:
     """Compiles a chat template with what transformers offers to it (a template is foreign code)."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from astrollava_jax.data.chat_export import jinja_text
+from astrollava_jax.data.chat_export import for_pictures, jinja_text
 from astrollava_jax.data.example import IMAGE_MARKER
 from astrollava_jax.models.llama import LlamaConfig
 from astrollava_jax.models.projector import IdentityConfig, LinearConfig, MlpConfig
@@ -67,11 +67,15 @@ def hf_files(source: Source) -> dict[str, bytes]:
         "vision_feature_select_strategy": facts["vision_feature_select_strategy"],
         "num_additional_image_tokens": 1,
     }
+    language = _language_files(source, ids)
+    if "chat_template.jinja" in language:
+        text = language["chat_template.jinja"].decode()
+        language["chat_template.jinja"] = for_pictures(text).encode()
     return {
         "config.json": _json(facts),
         "preprocessor_config.json": _json(_image_processor(source)),
         "processor_config.json": _json(processor),
-        **_language_files(source, ids),
+        **language,
     }
 
 

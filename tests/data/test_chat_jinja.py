@@ -8,7 +8,7 @@ from dialogues import turns_of
 from transformers import AutoTokenizer, CLIPImageProcessor, LlavaProcessor
 
 from astrollava_jax.data import chat
-from astrollava_jax.data.chat_export import jinja_text
+from astrollava_jax.data.chat_export import for_pictures, jinja_text
 from astrollava_jax.data.tokenizer import Tokenizer
 
 CHATML = """\
@@ -162,6 +162,27 @@ def test_a_row_as_jinja_prompts_in_transformers_as_training_did(model, name, leg
             assert [i for i in ids if i != tokenizer.bos_id] == expected[1:]
         else:
             assert ids == expected
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA_2, FORGETFUL])
+def test_a_decoders_own_template_takes_pictures_as_in_training(model, template):
+    _, folder = model(template)
+    theirs = AutoTokenizer.from_pretrained(folder)
+
+    def written(content, form):
+        messages = [{"role": "user", "content": content}, *messages_of(TEXTS)[1:3]]
+        return theirs.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False, chat_template=form
+        )
+
+    taken = for_pictures(template)
+    parts = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Are these alike?"}]
+    # What `template: model` gives to it while training: each image on a line before the text.
+    assert written(parts, taken) == written("<image>\n<image>\nAre these alike?", template)
+    assert written(parts[:1], taken) == written("<image>", template)
+    assert written(TEXTS[0], taken) == written(TEXTS[0], template)
+    assert for_pictures(taken) == taken
+    assert for_pictures(PARTS) == PARTS
 
 
 def test_the_models_own_template_has_no_row():
