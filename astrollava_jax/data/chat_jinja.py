@@ -23,6 +23,8 @@ from astrollava_jax.data.tokenizer import Tokenizer
 # Breaks up the literals of special tokens in people's texts, so that only the template's own are
 # tokens. Unicode keeps this code point out of all text.
 _GUARD = "\ufdd0"
+# What a template may write besides, where it is only asked which form it reads.
+_UNNAMED = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), "")
 _ROLES = {"human": "user", "assistant": "assistant"}
 
 Span = tuple[int, int]
@@ -186,7 +188,7 @@ def _wants_parts(source: str) -> bool:
     template = _compile(source)
     for content, wants in (("galaxy", False), ([{"type": "text", "text": "galaxy"}], True)):
         try:
-            text = template.render(messages=[{"role": "user", "content": content}])
+            text = template.render(messages=[{"role": "user", "content": content}], **_UNNAMED)
         except (jinja2.TemplateError, TypeError):
             continue
         if "galaxy" in text and "'text'" not in text:
@@ -198,7 +200,8 @@ def takes_pictures(source: str) -> bool:
     """Whether a template writes a content that is a list of images and texts."""
     content = [{"type": "image"}, {"type": "text", "text": "galaxy"}]
     try:
-        text = _compile(source).render(messages=[{"role": "user", "content": content}])
+        messages = [{"role": "user", "content": content}]
+        text = _compile(source).render(messages=messages, **_UNNAMED)
     except (jinja2.TemplateError, TypeError):
         return False
     return IMAGE_MARKER in text and "galaxy" in text and "'text'" not in text
