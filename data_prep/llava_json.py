@@ -26,7 +26,7 @@ from astrollava_jax.data.tfrecord import SetInfo, write_set
 from data_prep import command
 from data_prep.llava_sample import Draft, Pictures, read_sample, to_example
 from data_prep.parallel import ordered_map
-from data_prep.split import connected, held_out
+from data_prep.split import connected, held_out, together
 from data_prep.tally import Refused, Tally
 
 HELD_OUT = "heldout"
@@ -57,16 +57,15 @@ def convert(
         if files.exists(files.join(out, part)):
             raise FileExistsError(f"{files.join(out, part)} exists: choose another --out")
     parts = _parts(_read(samples, pictures, tally), split, heldout)
-    written = []
-    try:
-        for part, drafts in parts.items():
-            examples = _examples(drafts, pictures, part, tally)
-            written.append(write_set(files.join(out, part), examples, name=name, split=part))
-    except BaseException:  # an interruption too: half of a split would pass for all there is
-        for done in written:
-            files.remove(done.folder)
-        raise
-    return written
+    return together(
+        write_set(
+            files.join(out, part),
+            _examples(drafts, pictures, part, tally),
+            name=name,
+            split=part,
+        )
+        for part, drafts in parts.items()
+    )
 
 
 def _read(samples: Sequence[Any], pictures: Pictures, tally: Tally) -> list[Draft]:

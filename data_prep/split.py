@@ -3,6 +3,22 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 
+from astrollava_jax import files
+from astrollava_jax.data.tfrecord import SetInfo
+
+
+def together(sets: Iterable[SetInfo]) -> list[SetInfo]:
+    """The sets of a split, each written when it is asked for: all of them stay, or none."""
+    written = []
+    try:
+        for done in sets:
+            written.append(done)
+    except BaseException:  # an interruption too: half of a split would pass for all there is
+        for done in written:
+            files.remove(done.folder)
+        raise
+    return written
+
 
 def held_out(groups: Iterable[str], fraction: float, seed: int = 0) -> frozenset[str]:
     """The groups to keep out of training: `fraction` of them, rounded, but at least one.

@@ -28,7 +28,7 @@ from astrollava_jax.data.tfrecord import SetInfo, write_set
 from data_prep import command, openngc, stellarium_words
 from data_prep.openngc import SkyObject
 from data_prep.parallel import ordered_map
-from data_prep.split import held_out
+from data_prep.split import held_out, together
 from data_prep.tally import Refused, Tally
 
 LICENSE = (
@@ -149,7 +149,10 @@ def convert(
     tally: Tally,
     look_up: LookUp = openngc.look_up,
 ) -> list[SetInfo]:
-    """Writes `out/train` and, for a fraction above 0, `out/heldout`; no object is in both."""
+    """Writes `out/train` and, for a fraction above 0, `out/heldout`; no object is in both.
+
+    Both sets are written, or none.
+    """
     pictures = list(_found(read_textures(folder), look_up, tally))
     kept_out = held_out((shown.object.key for shown in pictures), heldout, seed)
     sets = {
@@ -157,7 +160,7 @@ def convert(
         "heldout": [shown for shown in pictures if shown.object.key in kept_out],
     }
     make = functools.partial(_attempt, folder=folder, seed=seed, size=size, mode=mode)
-    return [
+    return together(
         write_set(
             files.join(out, split),
             _taken(ordered_map(make, chosen), split, tally),
@@ -167,7 +170,7 @@ def convert(
         )
         for split, chosen in sets.items()
         if chosen
-    ]
+    )
 
 
 def _repair_token(match: re.Match[str]) -> str:

@@ -57,37 +57,33 @@ def by_address(tensors: dict[str, torch.Tensor], tie: bool = False) -> dict[str,
     """Named tensors (weights or gradients) of `torch_model` under our addresses."""
     t = {name: value.detach().numpy() for name, value in tensors.items()}
     config = our_config(tie)
-    tower, decoder = "model.vision_tower.", "model.language_model."
-    heads, width = config.vision.num_heads, config.vision.embed_dim
-    found = {
-        "vision/patch_embed/kernel": t[f"{tower}embeddings.patch_embedding.weight"].transpose(
-            2, 3, 1, 0
-        ),
-        "vision/class_token/embedding": t[f"{tower}embeddings.class_embedding"][None],
-        "vision/positions/embedding": t[f"{tower}embeddings.position_embedding.weight"],
-        "llm/embed/embedding": t[f"{decoder}embed_tokens.weight"],
-        "llm/norm/scale": t[f"{decoder}norm.weight"],
-    }
+    found = {**_tower(t, config.vision), **_decoder(t, config.llm)}
     if not tie:
         found["llm/lm_head/kernel"] = t["lm_head.weight"].T
-    for ours, theirs in (("pre_norm", "pre_layrnorm"), ("post_norm", "post_layernorm")):
-        if f"{tower}{theirs}.weight" in t:
-            found[f"vision/{ours}/scale"] = t[f"{tower}{theirs}.weight"]
-            found[f"vision/{ours}/bias"] = t[f"{tower}{theirs}.bias"]
     for index in (0, 1):
         name = f"model.multi_modal_projector.linear_{index + 1}"
         found[f"projector/layers_{index}/kernel"] = t[f"{name}.weight"].T
         found[f"projector/layers_{index}/bias"] = t[f"{name}.bias"]
+    return {address: np.ascontiguousarray(value) for address, value in found.items()}
 
-    def stacked(name: str, layers: int) -> np.ndarray:
-        return np.stack([t[name.format(layer)] for layer in range(layers)])
+
+def _tower(t: dict[str, np.ndarray], config: vision.ClipConfig) -> dict[str, np.ndarray]:
+    tower, heads, width = "model.vision_tower.", config.num_heads, config.embed_dim
 
     def v(name: str) -> np.ndarray:
-        return stacked(f"{tower}encoder.layers.{{}}.{name}", config.vision.num_layers)
+        layers = range(config.num_layers)
+        return np.stack([t[f"{tower}encoder.layers.{layer}.{name}"] for layer in layers])
 
-    def d(name: str) -> np.ndarray:
-        return stacked(f"{decoder}layers.{{}}.{name}", config.llm.num_layers)
-
+    patches = t[f"{tower}embeddings.patch_embedding.weight"]
+    found = {
+        "vision/patch_embed/kernel": patches.transpose(2, 3, 1, 0),
+        "vision/class_token/embedding": t[f"{tower}embeddings.class_embedding"][None],
+        "vision/positions/embedding": t[f"{tower}embeddings.position_embedding.weight"],
+    }
+    for ours, theirs in (("pre_norm", "pre_layrnorm"), ("post_norm", "post_layernorm")):
+        if f"{tower}{theirs}.weight" in t:
+            found[f"vision/{ours}/scale"] = t[f"{tower}{theirs}.weight"]
+            found[f"vision/{ours}/bias"] = t[f"{tower}{theirs}.bias"]
     for ours, theirs in (("norm1", "layer_norm1"), ("norm2", "layer_norm2")):
         found[f"vision/layers/{ours}/scale"] = v(f"{theirs}.weight")
         found[f"vision/layers/{ours}/bias"] = v(f"{theirs}.bias")
@@ -97,26 +93,41 @@ def by_address(tensors: dict[str, torch.Tensor], tie: bool = False) -> dict[str,
             -1, width, heads, width // heads
         )
         found[f"vision/layers/attn/{part}_proj/bias"] = bias.reshape(-1, heads, width // heads)
-        weight = d(f"self_attn.{part}_proj.weight").transpose(0, 2, 1)
-        count = config.llm.num_heads if part == "q" else config.llm.num_kv_heads
-        found[f"llm/layers/attn/{part}_proj/kernel"] = weight.reshape(
-            *weight.shape[:2], count, config.llm.head_dim
-        )
     out = v("self_attn.out_proj.weight").transpose(0, 2, 1)
     found["vision/layers/attn/o_proj/kernel"] = out.reshape(-1, heads, width // heads, width)
     found["vision/layers/attn/o_proj/bias"] = v("self_attn.out_proj.bias")
     for ours, theirs in (("up_proj", "fc1"), ("down_proj", "fc2")):
         found[f"vision/layers/mlp/{ours}/kernel"] = v(f"mlp.{theirs}.weight").transpose(0, 2, 1)
         found[f"vision/layers/mlp/{ours}/bias"] = v(f"mlp.{theirs}.bias")
+    return found
+
+
+def _decoder(t: dict[str, np.ndarray], config: llama.LlamaConfig) -> dict[str, np.ndarray]:
+    decoder = "model.language_model."
+
+    def d(name: str) -> np.ndarray:
+        layers = range(config.num_layers)
+        return np.stack([t[f"{decoder}layers.{layer}.{name}"] for layer in layers])
+
+    found = {
+        "llm/embed/embedding": t[f"{decoder}embed_tokens.weight"],
+        "llm/norm/scale": t[f"{decoder}norm.weight"],
+        "llm/layers/norm1/scale": d("input_layernorm.weight"),
+        "llm/layers/norm2/scale": d("post_attention_layernorm.weight"),
+    }
+    for part in "qkv":
+        weight = d(f"self_attn.{part}_proj.weight").transpose(0, 2, 1)
+        count = config.num_heads if part == "q" else config.num_kv_heads
+        found[f"llm/layers/attn/{part}_proj/kernel"] = weight.reshape(
+            *weight.shape[:2], count, config.head_dim
+        )
     out = d("self_attn.o_proj.weight").transpose(0, 2, 1)
     found["llm/layers/attn/o_proj/kernel"] = out.reshape(
-        -1, config.llm.num_heads, config.llm.head_dim, config.llm.embed_dim
+        -1, config.num_heads, config.head_dim, config.embed_dim
     )
     for part in ("gate_proj", "up_proj", "down_proj"):
         found[f"llm/layers/mlp/{part}/kernel"] = d(f"mlp.{part}.weight").transpose(0, 2, 1)
-    found["llm/layers/norm1/scale"] = d("input_layernorm.weight")
-    found["llm/layers/norm2/scale"] = d("post_attention_layernorm.weight")
-    return {address: np.ascontiguousarray(value) for address, value in found.items()}
+    return found
 
 
 def assert_close(ours, theirs, what: str, tolerance: float = 1e-4) -> None:

@@ -1,11 +1,13 @@
 """The quickstart from nothing to its report, with few pictures and steps; what it refuses."""
 
+import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from small_run import curve
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 import astrollava_jax as al
 from astrollava_jax.cli.main import COMPLETE, MISTAKE, main
@@ -38,6 +40,23 @@ def test_it_leaves_ordinary_files(done):
     ):
         assert (done / name).is_file(), name
     assert [len(curve(done / f"runs/stage{number}")) for number in range(3)] == [3, 2, 2]
+
+
+def test_a_step_is_told_in_the_words_of_the_contract(done):
+    lines = (done / "runs" / "stage2" / "log.jsonl").read_text().splitlines()
+    facts = json.loads(lines[-1])
+    assert set(facts) == {
+        *("step", "attempt", "loss", "learned_tokens", "grad_norm", "lr", "seconds"),
+        *("samples_per_second", "tokens_per_second_per_chip", "mfu", "input_wait", "packing"),
+        *("skipped_records", "last_good_checkpoint"),
+        *("lr/projector", "lr/llm"),
+    }
+    assert facts["lr"] == facts["lr/projector"], "the rate of the first group in the file"
+    assert (facts["step"], facts["attempt"], facts["skipped_records"]) == (2, 1, 0)
+    assert 0 < facts["packing"] <= 1 and facts["learned_tokens"] > 0
+    (events,) = (done / "runs" / "stage2" / "tensorboard").iterdir()
+    drawn = {v.tag for event in EventFileLoader(str(events)).Load() for v in event.summary.value}
+    assert {"loss", "held_out_loss", "grad_norm", "lr"} <= drawn
 
 
 def test_the_report_tells_all_of_it_in_one_file(done):
