@@ -1,15 +1,10 @@
 """The runs that the tests of `run` share, and how they compile."""
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import jax
 import pytest
 import small_run
-from jax.experimental.compilation_cache import compilation_cache
 
 from astrollava_jax.run.train import train
 
@@ -28,22 +23,10 @@ def compiled(tmp_path_factory) -> str:
     return str(tmp_path_factory.mktemp("compiled"))
 
 
-@contextlib.contextmanager
-def quickly(compiled: str) -> Iterator[None]:
-    """Compiles once, and in half the time; what is computed is little."""
-    new = {"jax_disable_most_optimizations": True, "jax_compilation_cache_dir": compiled}
-    old = {name: jax.config.values[name] for name in new}
-    try:
-        _set(new)
-        yield
-    finally:
-        _set(old)
-
-
 @pytest.fixture(scope="module")
 def quickly_compiled(compiled):
     """For the tests of a module."""
-    with quickly(compiled):
+    with small_run.quickly(compiled):
         yield
 
 
@@ -60,7 +43,7 @@ def sky(tmp_path_factory) -> Path:
 def stage1(sky, compiled) -> Done:
     """Stage 1, without interruption, over all devices: the projector is fresh, and trains."""
     init = small_run.fresh_projector(sky / "base")
-    with quickly(compiled):
+    with small_run.quickly(compiled):
         return _trained(small_run.run_file(sky, 1, init, sky / "one"))
 
 
@@ -68,7 +51,7 @@ def stage1(sky, compiled) -> Done:
 def stage2(sky, stage1, compiled) -> Done:
     """Stage 2, started from the run directory of stage 1: projector and decoder train."""
     init = small_run.model_at(stage1.out)
-    with quickly(compiled):
+    with small_run.quickly(compiled):
         return _trained(small_run.run_file(sky, 2, init, sky / "two"))
 
 
@@ -76,9 +59,3 @@ def _trained(file: str) -> Done:
     run = small_run.read_run(file)
     train(run)
     return Done(file, Path(run.out))
-
-
-def _set(settings: dict[str, Any]) -> None:
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()  # it looks for its folder once

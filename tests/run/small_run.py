@@ -1,6 +1,8 @@
 """Two stages on sixty pictures of the simulated sky: files on the disk, as a user has them."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import safetensors.torch
 import tiny_directories as tiny
 import torch
+from jax.experimental.compilation_cache import compilation_cache
 from orbax.checkpoint import v1 as ocp
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
@@ -172,3 +175,21 @@ def arrays(out: Path, step: int) -> dict[str, np.ndarray]:
     )
     leaves = jax.tree_util.tree_leaves_with_path(items)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+@contextlib.contextmanager
+def quickly(compiled: str) -> Iterator[None]:
+    """Compiles once, and in half the time; what is computed is little."""
+    new = {"jax_disable_most_optimizations": True, "jax_compilation_cache_dir": compiled}
+    old = {name: jax.config.values[name] for name in new}
+    try:
+        _set(new)
+        yield
+    finally:
+        _set(old)
+
+
+def _set(settings: dict[str, Any]) -> None:
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # it looks for its folder once

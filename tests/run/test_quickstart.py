@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_run import curve
+from small_run import curve, quickly
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 import astrollava_jax as al
@@ -21,8 +21,6 @@ QUESTION = "what kind of object is shown?"
 @pytest.fixture(scope="module")
 def done(tmp_path_factory, compiled) -> Path:
     """A small one, in a folder whose name YAML, a shell and `str.format` read otherwise."""
-    from conftest import quickly
-
     folder = tmp_path_factory.mktemp("quick") / "a sky, {mine}: #2 'x'"
     with quickly(compiled):
         quickstart(str(folder), SIZES)
