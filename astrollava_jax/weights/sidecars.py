@@ -67,15 +67,11 @@ def hf_files(source: Source) -> dict[str, bytes]:
         "vision_feature_select_strategy": facts["vision_feature_select_strategy"],
         "num_additional_image_tokens": 1,
     }
-    language = _language_files(source, ids)
-    if "chat_template.jinja" in language:
-        text = language["chat_template.jinja"].decode()
-        language["chat_template.jinja"] = for_pictures(text).encode()
     return {
         "config.json": _json(facts),
         "preprocessor_config.json": _json(_image_processor(source)),
         "processor_config.json": _json(processor),
-        **language,
+        **_language_files(source, ids, own_template=for_pictures),
     }
 
 
@@ -184,8 +180,10 @@ def _ends(ids: Mapping[str, Any]) -> dict[str, Any]:
     return {"bos_token_id": ids["bos"], "eos_token_id": ids["eos"]}
 
 
-def _language_files(source: Source, ids: Mapping[str, Any]) -> dict[str, bytes]:
-    """Tokenizer, chat template and generation config."""
+def _language_files(
+    source: Source, ids: Mapping[str, Any], own_template: Callable[[str], str] = str
+) -> dict[str, bytes]:
+    """Tokenizer, chat template (what `own_template` makes of its own one), generation config."""
     old = json.loads(source.sidecars.get("generation_config.json", b"{}"))
     ends = {f"{name}_token_id": ids[name] for name in ("bos", "eos", "pad")}
     if isinstance(old.get("eos_token_id"), list):  # several tokens may end an answer
@@ -197,7 +195,9 @@ def _language_files(source: Source, ids: Mapping[str, Any]) -> dict[str, bytes]:
     config = json.loads(content["tokenizer_config.json"])
     config.pop("chat_template", None)  # its one place is the file of its own
     content["tokenizer_config.json"] = _json(config)
-    text = jinja_text(source.template) or source.tokenizer.chat_template
+    text, own = jinja_text(source.template), source.tokenizer.chat_template
+    if text is None and own is not None:
+        text = own_template(own)
     return content | ({} if text is None else {"chat_template.jinja": text.encode()})
 
 
