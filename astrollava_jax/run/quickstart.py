@@ -196,7 +196,7 @@ class Quickstart:
                 convert(self._path("runs", "stage2"), target, "hf")
             pictures = [e.images[0] for e in held_out[:PROBES]]
             self.facts.comparison = compare_with_torch(target, pictures)
-            self.console.print(self.facts.comparison or story.NOT_COMPARED)
+            self.console.print(str(self.facts.comparison or story.NOT_COMPARED))
 
     def _ask(self, model: Model, held_out: list[Example]) -> None:
         """One question about one picture, as `astrollava ask` does it."""
