@@ -4,7 +4,10 @@ A checkpoint holds named items, so that an item added later does not break older
 weights are not in it: the run names the files that give them.
 """
 
+import contextlib
 import dataclasses
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -58,10 +61,11 @@ class Checkpoints:
             "optimizer": state.optimizer._asdict(),
             "progress": dataclasses.asdict(progress),
         }
-        self._pending = self._checkpointer.save_checkpointables_async(
-            progress.step, items, custom_metadata={"config": config}
-        )
-        self._pending_step = progress.step
+        with _undisturbed():  # or nobody would wait for what was begun
+            self._pending = self._checkpointer.save_checkpointables_async(
+                progress.step, items, custom_metadata={"config": config}
+            )
+            self._pending_step = progress.step
 
     def wait(self) -> None:
         """Returns when what was saved stands on the disk; raises what went wrong."""
@@ -84,6 +88,22 @@ class Checkpoints:
         """Waits for the last save and stops the writer."""
         self.wait()
         self._checkpointer.close()
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Lets a Ctrl-C wait until the block has ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[Any] = []
+    before = signal.signal(signal.SIGINT, lambda *signalled: arrived.append(signalled))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if arrived and callable(before):
+        before(*arrived[0])
 
 
 def steps(folder: str) -> list[int]:
