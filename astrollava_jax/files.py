@@ -4,6 +4,7 @@ Paths are strings. A second kind of storage (a bucket) is added here and nowhere
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -130,6 +131,27 @@ def read_json(path: Where) -> Any:
         ) from None
 
 
+def read_json_object(path: Where) -> dict[str, Any]:
+    """The content of a JSON file that must hold a mapping; a ValueError names the file."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a mapping, found {type(content).__name__}")
+    return content
+
+
+@contextlib.contextmanager
+def locked(path: Where) -> Iterator[None]:
+    """Holds a lock, which ends with the process at the latest; BlockingIOError if another does."""
+    with open(path, "ab") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if isinstance(error, BlockingIOError):
+                raise
+            # A file system without locks: two writers are then the user's to avoid.
+        yield
+
+
 class _Opened:
     """A file's descriptor, which is closed when nobody holds it any more."""
 
@@ -219,7 +241,7 @@ def publish_folder(path: Where) -> Iterator[str]:
         FileExistsError: if `path` is there and is not an empty folder, or one that cannot be
             replaced.
     """
-    target = os.path.realpath(os.path.expanduser(path))
+    target = resolved(path)
     if os.path.lexists(target):
         _check_replaceable(path, target)
     os.makedirs(os.path.dirname(target), exist_ok=True)

@@ -130,7 +130,8 @@ def _how_many(images: int) -> str:
 def _read_samples(path: str) -> list[Any]:
     samples = files.read_json(path)
     if not isinstance(samples, list) or not samples:
-        raise ValueError(f"{path}: expected a list of samples, found {type(samples).__name__}")
+        found = "an empty one" if samples == [] else type(samples).__name__
+        raise ValueError(f"{path}: expected a list of samples, found {found}")
     return samples
 
 

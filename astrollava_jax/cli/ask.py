@@ -20,7 +20,7 @@ def main(argv: list[str]) -> None:
     )
     add_base(parser)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
+    parser.add_argument("--max-new-tokens", type=_count, default=256, metavar="N")
     arguments = parser.parse_args(argv)
 
     from astrollava_jax.run.model import ask
@@ -34,3 +34,10 @@ def main(argv: list[str]) -> None:
         max_new_tokens=arguments.max_new_tokens,
     )
     print(answer)
+
+
+def _count(word: str) -> int:
+    """A number of tokens."""
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {word!r}")
+    return int(word)

@@ -4,6 +4,7 @@ Nothing heavy is imported before the command is known, so that `--help` answers 
 """
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -30,6 +31,9 @@ PATH_ERRORS = (
     PermissionError,
 )
 """What a wrong path leads to; other errors of the system are no mistake of the user's."""
+
+PATH_NUMBERS = (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+"""The same, where Python has no class for it: a read-only file system, an impossible name."""
 
 MOST_LINES = 40
 
@@ -75,7 +79,10 @@ def _run(module: Any, argv: list[str]) -> int:
             return FAILED
         print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return RESUMABLE
-    except (ValueError, *PATH_ERRORS) as error:
+    except Exception as error:
+        if _disk_is_full(error):
+            print("astrollava: no room left on the disk: make some, start again", file=sys.stderr)
+            return FAILED
         if not _is_mistake(error):
             raise
         print(f"astrollava: {_told(error)}", file=sys.stderr)
@@ -83,11 +90,25 @@ def _run(module: Any, argv: list[str]) -> int:
     return COMPLETE
 
 
+def _disk_is_full(error: BaseException | None) -> bool:
+    """Whether that is what an error came of, in whichever library."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if os.strerror(errno.ENOSPC) in str(error):  # as tensorstore tells it
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _is_mistake(error: Exception) -> bool:
     """Whether our own code raised it, to tell the user; a library's error is a defect of ours.
 
     A path that cannot be opened is told by the system, through `files`.
     """
+    path_error = isinstance(error, PATH_ERRORS) or getattr(error, "errno", None) in PATH_NUMBERS
+    if not path_error and not isinstance(error, ValueError):
+        return False
     package = os.path.dirname(os.path.dirname(__file__))
     frames = [os.path.abspath(f.filename) for f in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, OSError) and os.path.join(package, "files.py") in frames:

@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import multiprocessing
+import zipfile
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -90,8 +91,9 @@ def measure(
     found, measured, start = [], {}, 0
     for part in reader.parts:
         path = files.join(folder, f"lengths-{_key(reader, part)}.npz")
-        if files.exists(path):
-            found.append(_read(path))
+        kept = _read(path) if files.exists(path) else None
+        if kept is not None:
+            found.append(kept)
         else:
             records = range(start, start + len(part.source))
             measured[path] = _measure_all(reader, records, workers, show)
@@ -215,10 +217,14 @@ def _write(path: str, lengths: Lengths) -> None:
         np.savez(handle, faults=np.array(faults), **table)
 
 
-def _read(path: str) -> Lengths:
-    with np.load(io.BytesIO(files.read_bytes(path))) as stored:
-        faults = tuple(Fault(*fault) for fault in json.loads(str(stored["faults"])))
-        return Lengths(**{name: stored[name] for name in _COLUMNS}, faults=faults)
+def _read(path: str) -> Lengths | None:
+    """The lengths in a file; None where it is damaged, for they can be measured again."""
+    try:
+        with np.load(io.BytesIO(files.read_bytes(path))) as stored:
+            faults = tuple(Fault(*fault) for fault in json.loads(str(stored["faults"])))
+            return Lengths(**{name: stored[name] for name in _COLUMNS}, faults=faults)
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
 
 
 def _check_readable(lengths: Lengths, allowed: float) -> None:

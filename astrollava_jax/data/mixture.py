@@ -1,6 +1,7 @@
 """Which records an epoch holds, and in what order: a function of the seed and the epoch alone."""
 
 import itertools
+import math
 from collections.abc import Sequence, Sized
 from typing import Literal
 
@@ -37,9 +38,9 @@ class DataConfig:
     """How a picture is made square."""
 
     def __post_init__(self):
-        if not self.weight > 0:
+        if not 0 < self.weight < math.inf:
             raise ValueError(
-                f"weight is {self.weight}, expected more than 0; leave the set out instead"
+                f"weight is {self.weight}, expected a number above 0; leave the set out instead"
             )
 
 

@@ -227,6 +227,12 @@ def _number_of_rows(batch: BatchConfig, needed: int, multiple: int) -> int:
 
 def _check_fits(mixture: Mixture, lengths: Lengths, batch: BatchConfig) -> None:
     assert len(mixture) == len(lengths.tokens)
+    visits = len(mixture.order(0))
+    if batch.samples is not None and batch.samples > visits:
+        raise ValueError(
+            f"batch.samples is {batch.samples}, but an epoch holds {visits} samples: make it at "
+            "most that, or give the sets more weight"
+        )
     assert lengths.tokens.max() <= batch.length
     most = int(lengths.images.max())
     if batch.max_images is not None and most > batch.max_images:

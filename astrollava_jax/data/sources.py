@@ -146,7 +146,7 @@ def _check_lengths(folder: str, shards: list[str], found: list[int]) -> None:
     path = files.join(folder, "dataset_info.json")
     if not files.exists(path):
         return
-    for split in files.read_json(path).get("splits", []):
+    for split in files.read_json_object(path).get("splits", []):
         stated = [int(length) for length in split.get("shardLengths", [])]
         if shards[0].endswith(f"-{split.get('name')}.tfrecord-00000-of-{len(shards):05d}"):
             for shard, expected, length in zip(shards, stated, found):

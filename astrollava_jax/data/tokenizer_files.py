@@ -121,7 +121,7 @@ def token_ids(data: dict[str, Any]) -> dict[str, int]:
 
 def _json(folder: files.Where, name: str) -> dict[str, Any]:
     path = files.join(folder, name)
-    return files.read_json(path) if files.exists(path) else {}
+    return files.read_json_object(path) if files.exists(path) else {}
 
 
 def _vocabulary(
@@ -129,7 +129,9 @@ def _vocabulary(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The content of tokenizer.json, made where it is not there, and the literals it implies."""
     if files.exists(files.join(folder, "tokenizer.json")):
-        data = files.read_json(files.join(folder, "tokenizer.json"))
+        data = files.read_json_object(files.join(folder, "tokenizer.json"))
+        if not isinstance(data.get("model"), dict):
+            raise ValueError(f"{folder}/tokenizer.json: expected a model in it, found none")
         unknown = data["model"].get("unk_token")
         return data | {"truncation": None, "padding": None}, (
             {"unk_token": unknown} if unknown else {}

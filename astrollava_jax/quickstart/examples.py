@@ -6,6 +6,7 @@ import multiprocessing
 import re
 from collections.abc import Iterator
 
+from astrollava_jax.data import workers as worker_processes
 from astrollava_jax.data.example import Example
 from astrollava_jax.quickstart.pictures import draw, encode_png
 from astrollava_jax.quickstart.sky import Scene, scene
@@ -34,8 +35,10 @@ def examples(
         yield from map(make, indices)
         return
     spawned = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawned) as pool:
-        yield from pool.map(make, indices, chunksize=_CHUNK)
+    with concurrent.futures.ProcessPoolExecutor(workers, spawned, worker_processes.begin) as pool:
+        with worker_processes.shielded():
+            drawn = pool.map(make, indices, chunksize=_CHUNK)
+        yield from drawn
 
 
 def example(seed: int, index: int, *, size: int = 64) -> Example:

@@ -101,7 +101,7 @@ class RunConfig:
 
     out: str
     """The run directory."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     epochs: Count | None = None
     """Passes over the mixture; exactly one of `epochs` and `steps`."""
     steps: Count | None = None

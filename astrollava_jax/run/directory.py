@@ -7,8 +7,9 @@ files/           config, tokenizer, processor and chat template of the base, byt
 checkpoints/     what trained
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from astrollava_jax.training.checkpoint import steps
 from astrollava_jax.weights.source import Source
 
 BASE, CONFIG, CHECKPOINTS = "base.json", "config.yaml", "checkpoints"
-INHERITED, SIDECARS = "inherited", "files"
+INHERITED, SIDECARS, LOCK = "inherited", "files", ".lock"
 FORMAT = 1
 
 
@@ -77,7 +78,7 @@ def read_facts(folder: str) -> dict[str, Any]:
     Raises:
         ValueError: if another version wrote it.
     """
-    facts = files.read_json(files.join(folder, BASE))
+    facts = files.read_json_object(files.join(folder, BASE))
     if facts.get("format") != FORMAT:
         raise ValueError(
             f"{folder}/{BASE}: expected format {FORMAT}, found {facts.get('format')}: it was "
@@ -121,13 +122,29 @@ def original_init(folder: str) -> InitConfig:
     )
 
 
+@contextlib.contextmanager
+def alone(folder: str) -> Iterator[None]:
+    """Keeps a run directory to this process while the block runs.
+
+    Raises:
+        ValueError: if another process trains in it.
+    """
+    try:
+        with files.locked(files.join(files.make_folder(folder), LOCK)):
+            yield
+    except BlockingIOError:
+        raise ValueError(
+            f"{folder}: another process trains in it: wait for its end, or choose another `out`"
+        ) from None
+
+
 def check_free(folder: str) -> None:
     """Refuses a run directory that holds something else than an unfinished beginning.
 
     Raises:
         ValueError: if it does; names what is there.
     """
-    ours = {CONFIG, INHERITED, SIDECARS, "plan", "log.jsonl", "tensorboard"}
+    ours = {CONFIG, INHERITED, SIDECARS, LOCK, "plan", "log.jsonl", "tensorboard"}
     found = (
         [name for name in files.names(folder) if name not in ours]
         if files.is_folder(folder)

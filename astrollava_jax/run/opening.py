@@ -117,7 +117,8 @@ def _open_run(folder: str, step: int | None, moved: InitConfig | None) -> Opened
     facts, finished = directory.read_facts(folder), directory.finished_steps(folder)
     if not finished or (step is not None and step not in finished):
         raise FileNotFoundError(
-            f"{folder}: no checkpoint {'' if step is None else step}; finished are {finished}"
+            f"{folder}: no checkpoint{' yet' if step is None else f' {step}'}; finished are: "
+            + (", ".join(map(str, finished)) or "none")
         )
     init = directory.original_init(folder)
     if moved is not None:

@@ -74,14 +74,16 @@ def train(run: RunConfig, *, bases: opening.Bases = (), dry: bool = False) -> No
     if dry:
         dry_run.show(console, run, stage, data, held_out, fresh)
         return
-    if reopened:
-        directory.check_data(run.out, data.facts)
-        params = opening.read_params(reopened, model.frozen, stage.shardings, dtypes_of(run, model))
-    else:
-        # A start that was cut short before its first checkpoint is begun again.
-        params = _initial(run, opened, stage, fresh)
-        _begin(run, opened, stage, params, fresh, data)
-    _run(console, run, stage, data, held_out, params)
+    with directory.alone(run.out):
+        if reopened:
+            directory.check_data(run.out, data.facts)
+            dtypes = dtypes_of(run, model)
+            params = opening.read_params(reopened, model.frozen, stage.shardings, dtypes)
+        else:
+            # A start that was cut short before its first checkpoint is begun again.
+            params = _initial(run, opened, stage, fresh)
+            _begin(run, opened, stage, params, fresh, data)
+        _run(console, run, stage, data, held_out, params)
 
 
 def _check_same_run(run: RunConfig) -> bool:

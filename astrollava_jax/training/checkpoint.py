@@ -80,14 +80,29 @@ class Checkpoints:
             {"trainable": like.trainable, "optimizer": like.optimizer._asdict()},
         )
         counts = dict.fromkeys((f.name for f in dataclasses.fields(Progress)), 0)
-        items = self._checkpointer.load_checkpointables(step, abstract | {"progress": counts})
-        state = TrainState(items["trainable"], AdamState(**items["optimizer"]))
-        return state, Progress(**{name: int(value) for name, value in items["progress"].items()})
+        with _readable(files.join(self.folder, str(step))):
+            items = self._checkpointer.load_checkpointables(step, abstract | {"progress": counts})
+            state = TrainState(items["trainable"], AdamState(**items["optimizer"]))
+            progress = {name: int(value) for name, value in items["progress"].items()}
+        return state, Progress(**progress)
 
     def close(self) -> None:
         """Waits for the last save and stops the writer."""
         self.wait()
         self._checkpointer.close()
+
+
+@contextlib.contextmanager
+def _readable(path: str) -> Iterator[None]:
+    """Says in one sentence that a checkpoint cannot be read; Orbax says it in any kind of error."""
+    try:
+        yield
+    except Exception as error:
+        first = next(iter(str(error).splitlines()), "")[:200]
+        raise ValueError(
+            f"{path}: this checkpoint cannot be read ({type(error).__name__}: {first}); it is "
+            "damaged: move it away, and what uses it goes on from the one before it"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -118,15 +133,18 @@ class Trained(Mapping[str, np.ndarray]):
 
     def __init__(self, folder: str, step: int):
         self.path = files.join(files.absolute(folder), str(step))
-        metadata: Any = ocp.checkpointables_metadata(self.path).metadata
-        self.shapes: dict[str, tuple[int, ...]] = {
-            address: tuple(array.shape) for address, array in metadata["trainable"].items()
-        }
+        with _readable(self.path):
+            metadata: Any = ocp.checkpointables_metadata(self.path).metadata
+            self.shapes: dict[str, tuple[int, ...]] = {
+                address: tuple(array.shape) for address, array in metadata["trainable"].items()
+            }
 
     def __getitem__(self, address: str) -> np.ndarray:
         wanted: dict[str, Any] = dict.fromkeys(self.shapes, ocp.PLACEHOLDER)
         wanted[address] = np.empty(self.shapes[address], np.float32)
-        return ocp.load_checkpointables(self.path, {"trainable": wanted})["trainable"][address]
+        with _readable(self.path):
+            items = ocp.load_checkpointables(self.path, {"trainable": wanted})
+        return items["trainable"][address]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)

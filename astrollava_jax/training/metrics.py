@@ -60,10 +60,12 @@ def read_log(path: str) -> list[dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     if not files.exists(path):
         return []
-    for line in files.read_text(path).splitlines():
+    for line in files.read_bytes(path).splitlines():
         try:
             facts = json.loads(line)
-        except json.JSONDecodeError:
+        except ValueError:
+            continue
+        if not isinstance(facts, dict) or not isinstance(facts.get("step"), int):
             continue
         found[facts["step"]] = {**found.get(facts["step"], {}), **facts}
     return [found[step] for step in sorted(found)]

@@ -247,19 +247,16 @@ def _tower(folder: str) -> ClipConfig:
 
 
 def _config(folder: files.Where) -> Tree:
-    tree = files.read_json(files.join(folder, "config.json"))
-    if not isinstance(tree, dict):
-        raise ValueError(f"{folder}/config.json: expected a mapping, found {type(tree).__name__}")
-    return tree
+    return files.read_json_object(files.join(folder, "config.json"))
 
 
 def _processor(folder: str) -> Tree:
     """What the directory says of pictures: a file of its own, or a part of the processor's."""
     own = files.join(folder, "preprocessor_config.json")
     if files.exists(own):
-        return files.read_json(own)
+        return files.read_json_object(own)
     whole = files.join(folder, "processor_config.json")
-    return files.read_json(whole).get("image_processor", {}) if files.exists(whole) else {}
+    return files.read_json_object(whole).get("image_processor", {}) if files.exists(whole) else {}
 
 
 def _told(folder: str, read: Callable[..., Any], *trees: Any) -> Any:

@@ -32,7 +32,7 @@ class OrbaxSource(Source):
 
     def __init__(self, folder: files.Where):
         self._folder = str(folder)
-        facts = files.read_json(files.join(folder, FACTS))
+        facts = files.read_json_object(files.join(folder, FACTS))
         if facts.get("format") != FORMAT:
             raise ValueError(
                 f"{folder}: expected format {FORMAT} in {FACTS}, found {facts.get('format')!r}: it "

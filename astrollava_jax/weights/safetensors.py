@@ -65,11 +65,18 @@ class SafetensorsFile:
         header, self._start = _header(path, self._reader)
         self.infos: dict[str, Info] = {}
         self._offsets: dict[str, int] = {}
-        end = 0
+        end, spans = 0, []
         for name, entry in header.items():
             self.infos[name], (first, last) = _entry(path, name, entry)
             self._offsets[name] = self._start + first
-            end = max(end, last)
+            spans.append((first, last, name))
+        for first, last, name in sorted(spans):
+            if first != end:
+                raise ValueError(
+                    f"{path}: tensor {name}: expected its bytes to begin at {end}, behind those of "
+                    f"the tensor before it, its header says {first}: fetch it again"
+                )
+            end = last
         size = files.size_bytes(path)
         if size != self._start + end:
             raise ValueError(
@@ -114,6 +121,9 @@ def _header(path: str, reader: files.RangeReader) -> tuple[dict[str, Any], int]:
         header = json.loads(reader.read(8, length))
     except ValueError as error:
         raise ValueError(f"{path}: its header is not JSON ({error}): fetch it again") from None
+    if not isinstance(header, dict):
+        found = type(header).__name__
+        raise ValueError(f"{path}: expected a mapping as its header, found {found}: fetch it again")
     header.pop("__metadata__", None)
     return header, 8 + length
 
@@ -121,7 +131,7 @@ def _header(path: str, reader: files.RangeReader) -> tuple[dict[str, Any], int]:
 def _entry(path: str, name: str, entry: Any) -> tuple[Info, tuple[int, int]]:
     try:
         dtype, shape = DTYPES[entry["dtype"]], tuple(map(int, entry["shape"]))
-        first, last = entry["data_offsets"]
+        first, last = map(int, entry["data_offsets"])
     except (KeyError, TypeError, ValueError):
         raise ValueError(
             f"{path}: tensor {name}: expected dtype ({', '.join(DTYPES)}), shape and data_offsets, "

@@ -80,7 +80,7 @@ def open_tensors(folder: files.Where) -> Tensors:
 
 
 def _open_indexed(folder: str, index: str, open_file: Callable[[str], TensorFile]) -> Tensors:
-    weight_map = files.read_json(index).get("weight_map")
+    weight_map = files.read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index}: expected a weight_map from tensor to file, found none")
     names = sorted(set(weight_map.values()))

@@ -17,6 +17,7 @@ import small_run
 from small_run import arrays, curve, held_out
 
 from astrollava_jax.cli.main import COMPLETE, MISTAKE, main
+from astrollava_jax.run import directory
 from astrollava_jax.run.train import train
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -61,6 +62,31 @@ def kill_after_checkpoint(file: str, out: Path) -> None:
     told = process.communicate()[0].decode()
     assert process.returncode == -signal.SIGKILL, told
     assert len(lines(out)) == 5, told
+
+
+def test_a_second_start_beside_the_first_is_refused(stage1, tmp_path, capsys):
+    out = tmp_path / "one"
+    with directory.alone(str(out)):
+        assert main(["train", stage1.file, "--out", str(out)]) == MISTAKE
+    assert f"{out}: another process trains in it" in capsys.readouterr().err
+    assert not (out / "base.json").exists()
+
+
+@pytest.mark.parametrize("lost", ["trainable", "progress", "trainable/_METADATA"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_is_used(lost, stage1, tmp_path, capsys):
+    shutil.copytree(stage1.out, tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "8"
+    if (newest / lost).is_dir():
+        shutil.rmtree(newest / lost)
+    else:
+        (newest / lost).write_bytes(b"")
+    command = ["train", stage1.file, "--out", str(tmp_path / "run")]
+    assert main(command) == MISTAKE
+    told = capsys.readouterr().err
+    assert f"{newest}: this checkpoint cannot be read" in told and "Traceback" not in told
+    shutil.rmtree(newest)
+    assert main(command) == COMPLETE
+    assert curve(tmp_path / "run") == curve(stage1.out)
 
 
 @pytest.fixture(scope="module")
