@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from astrollava_jax.models import llama, llava, projector, vision
+from astrollava_jax.models import clip, llama, llava, projector
 
 IMAGE_ID, VOCABULARY = 61, 64
 
@@ -42,7 +42,7 @@ def torch_model(seed: int = 0, tie: bool = False) -> LlavaForConditionalGenerati
 def our_config(tie: bool = False) -> llava.LlavaConfig:
     """The same shape in our words."""
     return llava.LlavaConfig(
-        vision=vision.ClipConfig(
+        vision=clip.ClipConfig(
             image_size=28, patch_size=14, embed_dim=32, mlp_dim=48, num_layers=3, num_heads=4
         ),
         projector=projector.MlpConfig(depth=2),
@@ -67,7 +67,7 @@ def by_address(tensors: dict[str, torch.Tensor], tie: bool = False) -> dict[str,
     return {address: np.ascontiguousarray(value) for address, value in found.items()}
 
 
-def _tower(t: dict[str, np.ndarray], config: vision.ClipConfig) -> dict[str, np.ndarray]:
+def _tower(t: dict[str, np.ndarray], config: clip.ClipConfig) -> dict[str, np.ndarray]:
     tower, heads, width = "model.vision_tower.", config.num_heads, config.embed_dim
 
     def v(name: str) -> np.ndarray:

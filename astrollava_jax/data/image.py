@@ -1,16 +1,18 @@
 """Decodes pictures and makes them the tower's square, bit for bit as transformers does with PIL.
 
-Two modes, LLaVA's:
+Three modes, the first two LLaVA's, the last SigLIP's own:
 
-    pad     centre on a square of the longer side, filled with the mean colour; resize to `size`
-    crop    resize the shorter side to `size`; cut the centre
+    pad      centre on a square of the longer side, filled with the mean colour; resize to `size`
+    crop     resize the shorter side to `size`; cut the centre
+    stretch  resize both sides to `size`
 
-Source: `expand2square` of haotian-liu/LLaVA; CLIPImageProcessorPil and LlavaImageProcessorPil of
-transformers 5. The uint8 pixels are equal to theirs. As there, EXIF orientation is ignored, and of
-an animation the first frame is taken.
+Source: `expand2square` of haotian-liu/LLaVA; CLIPImageProcessorPil, LlavaImageProcessorPil and
+SiglipImageProcessorPil of transformers 5. The uint8 pixels are equal to theirs. As there, EXIF
+orientation is ignored, and of an animation the first frame is taken.
 """
 
 import io
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -20,7 +22,7 @@ from PIL import Image
 
 from astrollava_jax.batch import ImageFacts
 
-Mode = Literal["pad", "crop"]
+Mode = Literal["pad", "crop", "stretch"]
 
 MAX_PIXELS = 2**28
 """Most pixels that a picture may have, at any moment of its preparation: Pillow holds a pixel in
@@ -49,8 +51,7 @@ def prepare(encoded: bytes, mode: Mode, facts: ImageFacts) -> UInt8[np.ndarray, 
         ImageError: if the bytes are no picture that can be decoded, or it is too large.
     """
     image = _decode(encoded)
-    square = _pad(image, facts) if mode == "pad" else _crop(image, facts.size)
-    return np.asarray(square)
+    return np.asarray(_SQUARES[mode](image, facts))
 
 
 def normalize(
@@ -65,7 +66,7 @@ def fit(encoded: bytes, size: int, mode: Mode) -> bytes:
     """The picture as records keep it: no larger than training at `size` pixels needs.
 
     A JPEG or PNG that is small enough stays as it is. Others are made RGB and shrunk until the
-    longer side (`pad`) or the shorter one (`crop`) is `size`; what came as JPEG is written as JPEG
+    longer side (`pad`) or the shorter one (else) is `size`; what came as JPEG is written as JPEG
     (quality 95, full chroma), the rest as PNG, without loss. Shrunk pictures give nearly the pixels
     that the originals would have given, not the same bits.
 
@@ -152,7 +153,8 @@ def _pad(image: Image.Image, facts: ImageFacts) -> Image.Image:
     return square.resize((facts.size, facts.size), Image.Resampling.BICUBIC)
 
 
-def _crop(image: Image.Image, size: int) -> Image.Image:
+def _crop(image: Image.Image, facts: ImageFacts) -> Image.Image:
+    size = facts.size
     width, height = image.size
     shorter = min(width, height)
     wide, high = int(size * width / shorter), int(size * height / shorter)
@@ -160,6 +162,17 @@ def _crop(image: Image.Image, size: int) -> Image.Image:
     left, top = (wide - size) // 2, (high - size) // 2
     resized = image.resize((wide, high), Image.Resampling.BICUBIC)
     return resized.crop((left, top, left + size, top + size))
+
+
+def _stretch(image: Image.Image, facts: ImageFacts) -> Image.Image:
+    return image.resize((facts.size, facts.size), Image.Resampling.BICUBIC)
+
+
+_SQUARES: dict[Mode, Callable[[Image.Image, ImageFacts], Image.Image]] = {
+    "pad": _pad,
+    "crop": _crop,
+    "stretch": _stretch,
+}
 
 
 def _shrink(image: Image.Image, scale: float) -> Image.Image:

@@ -1,5 +1,6 @@
 """The decoder with a memory: keys and values of earlier positions are kept, not computed again."""
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -8,46 +9,57 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from astrollava_jax.models.attention import masked_attention
-from astrollava_jax.models.layers import rotary_angles
-from astrollava_jax.models.llama import Llama
+from astrollava_jax.models.decoder import Decoder
 from astrollava_jax.sharding import shard
 
 
 class Cache(NamedTuple):
-    """What all layers remember of each row: at most S positions, filled from the left."""
+    """What all layers remember of each row: at most S positions, filled from the left.
 
-    keys: Float[Array, "L B S K H"]
-    values: Float[Array, "L B S K H"]
+    L counts the steps of the walk over layers, A the blocks of one step.
+    """
+
+    keys: Float[Array, "L A B S K H"]
+    values: Float[Array, "L A B S K H"]
 
 
-def empty_cache(llm: Llama, rows: int, length: int, dtype: jnp.dtype) -> Cache:
+def empty_cache(llm: Decoder, rows: int, length: int, dtype: jnp.dtype) -> Cache:
     """Room for `length` positions in each row."""
-    config = llm.config
-    shape = (config.num_layers, rows, length, config.num_kv_heads, config.head_dim)
-    nothing = shard(jnp.zeros(shape, dtype), "layers", "batch", "length", "heads", "head_dim")
+    config, steps = llm.config, llm.num_steps
+    shape = (steps, config.num_layers // steps, rows, length, config.num_kv_heads, config.head_dim)
+    nothing = jnp.zeros(shape, dtype)
+    nothing = shard(nothing, "layers", None, "batch", "length", "heads", "head_dim")
     return Cache(nothing, nothing)
 
 
 def read_on(
-    llm: Llama, x: Float[Array, "B T D"], positions: Int[Array, "B T"], cache: Cache
+    llm: Decoder, x: Float[Array, "B T D"], positions: Int[Array, "B T"], cache: Cache
 ) -> tuple[Float[Array, "B T D"], Cache]:
     """The last normed hidden states of some more positions of each row, and a longer memory.
 
     A position sees itself and what stands before it. What an earlier call left at these positions,
     say for the padding of a prompt, is overwritten before anything can see it.
     """
-    angles = rotary_angles(positions, llm.config.head_dim, llm.config.rope_theta)
+    angles = llm.angles(positions)
     rows = jnp.arange(x.shape[0])[:, None]
-    seen = jnp.arange(cache.keys.shape[2]) <= positions[..., None]  # B T S
+    distance = positions[..., None] - jnp.arange(cache.keys.shape[3])  # B T S
     graphdef, layers = nnx.split(llm.layers)
 
     def one(x, item):
         layer, keys, values = item
+        blocks = itertools.count()
 
-        def attend(q, k, v):
+        def attend(q, k, v, *, window=None, softcap=None, scale=None):
             nonlocal keys, values
-            keys, values = keys.at[rows, positions].set(k), values.at[rows, positions].set(v)
-            return masked_attention(q, keys, values, seen)
+            block = next(blocks)
+            keys = keys.at[block, rows, positions].set(k)
+            values = values.at[block, rows, positions].set(v)
+            seen = distance >= 0
+            if window is not None:
+                seen &= distance < window
+            return masked_attention(
+                q, keys[block], values[block], seen, softcap=softcap, scale=scale
+            )
 
         x = nnx.merge(graphdef, layer)(x, angles, attend)
         return x, Cache(keys, values)

@@ -38,11 +38,22 @@ def attention(
     causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
+    scale: float | None = None,
 ) -> Float[Array, "B T N H"]:
     """What each query gathers from the keys of its own sample.
 
     N is a multiple of K: neighbouring queries share a key. Scores and softmax are float32; the
     result has the dtype of `q`.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        segment_ids: which sample each position belongs to; all to one unless given.
+        causal: whether a query sees nothing later.
+        window: how many positions a query sees, its own included; all unless given.
+        softcap: what no score passes.
+        scale: of the scores; 1 / sqrt(H) unless given.
     """
     mask = None
     if causal or window is not None or segment_ids is not None:
@@ -50,7 +61,7 @@ def attention(
         mask = attention_mask(
             one_sample if segment_ids is None else segment_ids, causal=causal, window=window
         )
-    return masked_attention(q, k, v, mask, softcap=softcap)
+    return masked_attention(q, k, v, mask, softcap=softcap, scale=scale)
 
 
 def masked_attention(
@@ -60,11 +71,12 @@ def masked_attention(
     mask: Bool[Array, "B T S"] | None,
     *,
     softcap: float | None = None,
+    scale: float | None = None,
 ) -> Float[Array, "B T N H"]:
     """What each query gathers from the keys that the mask lets it see: all of them without one."""
     grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])  # B T K G H
     scores = jnp.einsum("BTKGH,BSKH->BKGTS", grouped, k, preferred_element_type=jnp.float32)
-    scores = scores * q.shape[-1] ** -0.5
+    scores = scores * (q.shape[-1] ** -0.5 if scale is None else scale)
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     if mask is not None:

@@ -1,4 +1,4 @@
-"""Linear maps, norms, embeddings, rotary angles, and the walk over stacked layers."""
+"""Linear maps, norms, embeddings, activations, and the walk over stacked layers."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -66,7 +66,7 @@ class Linear(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """A table of vectors, normal with deviation `scale` when fresh."""
+    """A table of vectors, normal with deviation `scale` when fresh; what it gives is multiplied."""
 
     def __init__(
         self,
@@ -75,9 +75,11 @@ class Embedding(nnx.Module):
         axes: Sequence[str | None],
         *,
         scale: float = 0.02,
+        multiplier: float | None = None,
         rngs: nnx.Rngs,
     ):
         self.rows_axis = axes[0]
+        self.multiplier = multiplier
         self.embedding = nnx.Param(
             scale * jax.random.normal(rngs.params(), (size, dim)), axes=tuple(axes)
         )
@@ -91,7 +93,10 @@ class Embedding(nnx.Module):
         # Whole vectors, as every weight is gathered before its use: from slices of vectors XLA
         # finds no way to rows of a batch but to give every device all of both.
         table = shard(self.embedding.get_value(), self.rows_axis, None)
-        return jnp.take(table, ids, axis=0, mode="clip").astype(dtype)
+        vectors = jnp.take(table, ids, axis=0, mode="clip").astype(dtype)
+        if self.multiplier is None:
+            return vectors
+        return vectors * jnp.asarray(self.multiplier, dtype)
 
 
 class RmsNorm(nnx.Module):
@@ -128,25 +133,6 @@ class LayerNorm(nnx.Module):
 def gather_rows(table: Float[Array, "B S D"], index: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """Row `index[b, t]` of `table[b]`; whole rows, because single numbers are slow to scatter."""
     return jax.vmap(lambda rows, places: rows.at[places].get(mode="clip"))(table, index)
-
-
-def rotary_angles(
-    positions: Int[Array, "B T"], head_dim: int, theta: float
-) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
-    """Cosine and sine of each position's angles, in float32."""
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions[..., None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(
-    x: Float[Array, "B T N H"], angles: tuple[Float[Array, "B T half"], Float[Array, "B T half"]]
-) -> Float[Array, "B T N H"]:
-    """Turns the first half of each head against the second (Llama's order, not interleaved)."""
-    cos, sin = (part[:, :, None, :] for part in angles)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
 
 
 def stack(num_layers: int, make: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs) -> Any:
@@ -196,6 +182,11 @@ def walk(
 def quick_gelu(x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
     """CLIP's activation, x * sigmoid(1.702 x). Exact GELU in its place shifts every feature."""
     return x * jax.nn.sigmoid(1.702 * x)
+
+
+def tanh_gelu(x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+    """GELU by a hyperbolic tangent, as SigLIP and Gemma were trained with."""
+    return jax.nn.gelu(x, approximate=True)
 
 
 def exact_gelu(x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:

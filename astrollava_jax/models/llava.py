@@ -13,13 +13,14 @@ from pydantic import Field
 
 from astrollava_jax.batch import Batch, ImageFacts
 from astrollava_jax.config import config
+from astrollava_jax.models.clip import ClipConfig
 from astrollava_jax.models.layers import Remat, gather_rows
 from astrollava_jax.models.llama import LlamaConfig
 from astrollava_jax.models.projector import IdentityConfig, LinearConfig, MlpConfig
-from astrollava_jax.models.vision import ClipConfig
+from astrollava_jax.models.siglip import SiglipConfig
 from astrollava_jax.sharding import Axes, shard
 
-Vision = ClipConfig
+Vision = Annotated[ClipConfig | SiglipConfig, Field(discriminator="type")]
 Projector = Annotated[LinearConfig | MlpConfig | IdentityConfig, Field(discriminator="type")]
 Llm = LlamaConfig
 
@@ -34,7 +35,7 @@ class LlavaConfig:
     select_layer: int = -2
     """Which hidden states of the tower are read: -2 = the output of the last block but one."""
     select_feature: Literal["patch", "cls_patch"] = "patch"
-    """`patch` drops the class token."""
+    """`patch` drops the class token, where there is one."""
 
     def __post_init__(self):
         depth = self.vision.num_layers
@@ -42,15 +43,20 @@ class LlavaConfig:
             raise ValueError(
                 f"select_layer {self.select_layer} is outside the tower's {depth} layers"
             )
+        if self.select_feature == "cls_patch" and not self.vision.num_prefix:
+            raise ValueError(
+                f"select_feature cls_patch: a {self.vision.type} has no class token; say patch"
+            )
 
     @property
     def image_facts(self) -> ImageFacts:
         """What data must know of the tower."""
         vision = self.vision
+        prefix = vision.num_prefix if self.select_feature == "cls_patch" else 0
         return ImageFacts(
             size=vision.image_size,
             patch=vision.patch_size,
-            tokens=vision.num_patches + (self.select_feature == "cls_patch"),
+            tokens=vision.num_patches + prefix,
             pad_color=tuple(int(255 * mean) for mean in vision.pixel_mean),  # pyright: ignore
             pixel_mean=vision.pixel_mean,
             pixel_std=vision.pixel_std,
@@ -80,7 +86,7 @@ class Llava(nnx.Module):
         """Image features in the decoder's width."""
         features = self.vision(images, layer=self.config.select_layer, dtype=dtype)
         if self.config.select_feature == "patch":
-            features = features[:, 1:]
+            features = features[:, self.config.vision.num_prefix :]
         return self.projector(features)
 
     def place(

@@ -1,7 +1,9 @@
-"""The vision tower of CLIP: patches, a class token, pre-normed blocks."""
+"""What all vision towers share: pixels, patches, blocks that are normed first.
 
-import functools
-from typing import Any, Literal
+A tower is a file beside this one: a config, and its module. See `clip.py`.
+"""
+
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 from flax import nnx
@@ -10,28 +12,28 @@ from jaxtyping import Array, Float, UInt8
 from astrollava_jax.config import config
 from astrollava_jax.models.attention import attention
 from astrollava_jax.models.layers import (
-    Embedding,
     LayerNorm,
     Linear,
     exact_gelu,
     quick_gelu,
-    stack,
+    tanh_gelu,
     walk,
 )
 from astrollava_jax.sharding import shard
 
-ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": exact_gelu}
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": exact_gelu, "gelu_pytorch_tanh": tanh_gelu}
 """CLIP's weights were trained with quick GELU, some later copies with the exact one."""
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+Channels = tuple[float, float, float]
 
 
 @config
-class ClipConfig:
-    """The shape of a CLIP vision transformer."""
+class TowerConfig:
+    """The shape that every vision transformer has."""
 
-    type: Literal["clip"] = "clip"
+    num_prefix: ClassVar[int]
+    """Features before those of the patches: a class token."""
+
     image_size: int
     """Side of the square image, in pixels."""
     patch_size: int
@@ -40,17 +42,17 @@ class ClipConfig:
     mlp_dim: int
     num_layers: int
     num_heads: int
-    norm_eps: float = 1e-5
-    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
-    pixel_mean: tuple[float, float, float] = CLIP_MEAN
+    norm_eps: float
+    activation: Literal["quick_gelu", "gelu", "gelu_pytorch_tanh"]
+    pixel_mean: Channels
     """Subtracted from pixels in [0, 1], per channel."""
-    pixel_std: tuple[float, float, float] = CLIP_STD
+    pixel_std: Channels
     """Divides the pixels after that, per channel."""
 
     def __post_init__(self):
-        if self.image_size % self.patch_size:
+        if self.image_size < self.patch_size:
             raise ValueError(
-                f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}"
+                f"image_size {self.image_size} must be at least patch_size {self.patch_size}"
             )
         if self.embed_dim % self.num_heads:
             raise ValueError(
@@ -58,19 +60,20 @@ class ClipConfig:
             )
 
     @property
+    def side(self) -> int:
+        """Patches along a side; pixels that fill no patch are left out, on the right and below."""
+        return self.image_size // self.patch_size
+
+    @property
     def num_patches(self) -> int:
         """Patches per image."""
-        return (self.image_size // self.patch_size) ** 2
-
-    def build(self, rngs: nnx.Rngs) -> "Clip":
-        """The tower, with fresh parameters."""
-        return Clip(self, rngs=rngs)
+        return self.side**2
 
 
 class Attention(nnx.Module):
     """Every patch looks at every patch."""
 
-    def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs):
         E, N = config.embed_dim, config.num_heads
         heads, H = ("embed", "heads", "head_dim"), E // N
         self.q_proj = Linear((E,), (N, H), heads, bias=True, rngs=rngs)
@@ -87,7 +90,7 @@ class Attention(nnx.Module):
 class Mlp(nnx.Module):
     """down(activation(up(x)))."""
 
-    def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs):
         E, F = config.embed_dim, config.mlp_dim
         self.activation = config.activation
         self.up_proj = Linear((E,), (F,), ("embed", "mlp"), bias=True, rngs=rngs)
@@ -101,7 +104,7 @@ class Mlp(nnx.Module):
 class Block(nnx.Module):
     """One tower layer: norm, attention, norm, MLP, each added to its input."""
 
-    def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs):
         self.norm1 = LayerNorm(config.embed_dim, config.norm_eps)
         self.attn = Attention(config, rngs=rngs)
         self.norm2 = LayerNorm(config.embed_dim, config.norm_eps)
@@ -114,43 +117,22 @@ class Block(nnx.Module):
         return shard(x, "batch", None, None)
 
 
-class Clip(nnx.Module):
-    """Patches and a class token, pre-norm, blocks, post-norm.
+class Tower(nnx.Module):
+    """What every tower does with pixels before its blocks, and the walk through these."""
 
-    LLaVA reads the output of an inner block; the blocks behind it and `post_norm` are kept for
-    export and never computed.
-    """
+    config: TowerConfig
+    layers: Any
 
-    def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
-        self.config = config
-        p, E = config.patch_size, config.embed_dim
-        self.patch_embed = Linear((p, p, 3), (E,), (None, None, None, "embed"), rngs=rngs)
-        # As CLIP began: places must be heard beside patches whose numbers are near 1.
-        table = functools.partial(Embedding, axes=(None, "embed"), scale=E**-0.5, rngs=rngs)
-        self.class_token = table(1, E)
-        self.positions = table(config.num_patches + 1, E)
-        self.pre_norm = LayerNorm(E, config.norm_eps)
-        self.layers = stack(config.num_layers, lambda rngs: Block(config, rngs=rngs), rngs)
-        self.post_norm = LayerNorm(E, config.norm_eps)
-
-    def pixels(self, images: UInt8[Array, "M h w 3"], dtype: Any) -> Float[Array, "M h w 3"]:
-        """Normalised pixels: computed in float32, because uint8 is what travels to the device."""
-        mean, std = jnp.array(self.config.pixel_mean), jnp.array(self.config.pixel_std)
-        return ((images.astype(jnp.float32) / 255.0 - mean) / std).astype(dtype)
-
-    def __call__(
-        self, images: UInt8[Array, "M h w 3"], *, layer: int, dtype: Any
-    ) -> Float[Array, "M S E"]:
-        """Hidden states after block `layer`; 0 is before the first, -1 after the last, as in HF."""
+    def patches(self, images: UInt8[Array, "M h w 3"], dtype: Any) -> Float[Array, "M P p p 3"]:
+        """The patches row by row, normalised in float32, because uint8 is what travels here."""
         config = self.config
-        side, p = config.image_size // config.patch_size, config.patch_size
-        x = self.pixels(images, dtype)
-        x = x.reshape(-1, side, p, side, p, 3).transpose(0, 1, 3, 2, 4, 5)  # M row column p q c
-        x = self.patch_embed(x.reshape(-1, side * side, p, p, 3))
-        token = jnp.broadcast_to(
-            self.class_token.embedding.get_value().astype(dtype), (x.shape[0], 1, x.shape[2])
-        )
-        x = jnp.concatenate([token, x], axis=1)
-        x = self.pre_norm(x + self.positions.embedding.get_value().astype(dtype))
-        used = layer if layer >= 0 else config.num_layers + 1 + layer
+        mean, std = jnp.array(config.pixel_mean), jnp.array(config.pixel_std)
+        x = ((images.astype(jnp.float32) / 255.0 - mean) / std).astype(dtype)
+        side, p = config.side, config.patch_size
+        x = x[:, : side * p, : side * p].reshape(-1, side, p, side, p, 3)
+        return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, side * side, p, p, 3)
+
+    def run(self, x: Float[Array, "M S E"], layer: int) -> Float[Array, "M S E"]:
+        """Hidden states after block `layer`; 0 is before the first, -1 after the last, as in HF."""
+        used = layer if layer >= 0 else self.config.num_layers + 1 + layer
         return walk(self.layers, x, lambda block, x: block(x), used=used)

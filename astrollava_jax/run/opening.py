@@ -15,7 +15,7 @@ from astrollava_jax.run.arrays import Merged
 from astrollava_jax.run.config import InitConfig, RunConfig
 from astrollava_jax.training.checkpoint import Trained
 from astrollava_jax.weights.directory import join, open_model, recognise
-from astrollava_jax.weights.llava import CLIP, LLAMA
+from astrollava_jax.weights.llava import DECODER, TOWER
 from astrollava_jax.weights.load import load as load_weights
 from astrollava_jax.weights.source import Overlay, Source
 
@@ -155,10 +155,10 @@ def _standing(bases: Bases, vision: str | None) -> InitConfig:
     if len(bases) == 1:
         return InitConfig(model=bases[0], vision=vision)
     found = {recognise(base): base for base in bases}
-    if len(bases) > 2 or set(found) != {CLIP, LLAMA}:
+    if len(bases) > 2 or set(found) != {TOWER, DECODER}:
         layouts = ", ".join(f"{base} ({layout.name})" for layout, base in found.items())
         raise ValueError(f"--base: expected one model, or a tower and a decoder, found {layouts}")
-    return InitConfig(vision=found[CLIP], llm=found[LLAMA])
+    return InitConfig(vision=found[TOWER], llm=found[DECODER])
 
 
 def _same_kind(before: InitConfig, now: InitConfig, what: str) -> InitConfig:

@@ -160,7 +160,7 @@ class Quickstart:
     def _keep_parts(self) -> None:
         """Stage 0's tower and decoder as directories of their own; its projector goes."""
         source = open_any(self._path("runs", "stage0")).source
-        for part, layout in (("vision", "clip"), ("llm", "llama")):
+        for part, layout in (("vision", "tower"), ("llm", "decoder")):
             if not files.exists(self._path("parts", part)):
                 save(self._path("parts", part), layout, source)
 

@@ -53,7 +53,7 @@ def useful_flops(
     passes = {"vision": tower_trains, "projector": tower_trains, "llm": True}
     patches = config.vision.num_patches
     places = {
-        "vision": work.images * (patches + 1),
+        "vision": work.images * (patches + config.vision.num_prefix),
         "projector": work.images * patches,
         "llm": work.tokens,
     }
@@ -75,7 +75,7 @@ def attention_flops(config: LlavaConfig, work: Work, tower_trains: bool) -> floa
     """FLOPs of scores and weighted sums: 4 per pair, head and width; the backward pass is twice."""
     llm, vision = config.llm, config.vision
     decoder = llm.num_layers * llm.num_heads * llm.head_dim * work.attended
-    pairs = work.images * (vision.num_patches + 1) ** 2
+    pairs = work.images * (vision.num_patches + vision.num_prefix) ** 2
     tower = vision.num_layers * blocks_run(config) * vision.embed_dim * pairs
     return 4 * (3 * decoder + (3 if tower_trains else 1) * tower)
 

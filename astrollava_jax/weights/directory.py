@@ -13,12 +13,13 @@ from astrollava_jax.data.image import Mode
 from astrollava_jax.data.tokenizer import Tokenizer
 from astrollava_jax.models.llava import LlavaConfig
 from astrollava_jax.models.projector import MlpConfig
-from astrollava_jax.models.vision import ClipConfig
 from astrollava_jax.weights import foreign_config, llava, sidecars, vocabulary
 from astrollava_jax.weights.binding import Bound, bind
+from astrollava_jax.weights.family import known
 from astrollava_jax.weights.layout import Index
-from astrollava_jax.weights.llava import CLIP, HF, LLAMA, ORBAX, ORIGINAL, Layout
+from astrollava_jax.weights.llava import DECODER, HF, ORBAX, ORIGINAL, TOWER, Layout
 from astrollava_jax.weights.orbax import FACTS, OrbaxSource
+from astrollava_jax.weights.pixels import read_pixels
 from astrollava_jax.weights.source import Source
 from astrollava_jax.weights.tensors import Tensors, has_tensors, open_tensors
 
@@ -30,15 +31,17 @@ def _is_original(tree: Tree) -> bool:
     return kind.startswith("llava") and ("mm_vision_tower" in tree or "mm_hidden_size" in tree)
 
 
+_TOWERS = [*known("vision"), *(name.removesuffix("_vision_model") for name in known("vision"))]
+
 _TESTS: tuple[tuple[Layout, str, Callable[[Tree], bool]], ...] = (
-    (ORIGINAL, "model_type llava or llava_llama, with mm_* keys", _is_original),
+    (ORIGINAL, "model_type llava or llava_*, with mm_* keys", _is_original),
     (HF, "model_type llava, with text_config", lambda tree: tree.get("model_type") == "llava"),
-    (LLAMA, "model_type llama", lambda tree: tree.get("model_type") == "llama"),
     (
-        CLIP,
-        "model_type clip or clip_vision_model",
-        lambda tree: tree.get("model_type") in ("clip", "clip_vision_model"),
+        DECODER,
+        f"model_type {', '.join(known('llm'))}",
+        lambda tree: tree.get("model_type") in known("llm"),
     ),
+    (TOWER, f"model_type {', '.join(_TOWERS)}", lambda tree: tree.get("model_type") in _TOWERS),
 )
 """What a layout's config.json looks like; the first that fits holds."""
 
@@ -96,7 +99,7 @@ def open_model(folder: files.Where, *, vision: files.Where | None = None) -> Sou
 
     Args:
         folder: its directory.
-        vision: the directory of its CLIP tower, for an original directory that only names it.
+        vision: the directory of its tower, for an original directory that only names it.
 
     Raises:
         FileNotFoundError: if files are missing.
@@ -124,9 +127,9 @@ def join(vision: files.Where, llm: files.Where) -> Source:
     """A tower and a decoder with a fresh projector between them, as LLaVA 1.5 begins.
 
     Raises:
-        ValueError: if the directories are no CLIP and no Llama, or have faults; as `open_model`.
+        ValueError: if the directories are no tower and no decoder, or have faults; as `open_model`.
     """
-    for folder, wanted in ((vision, CLIP), (llm, LLAMA)):
+    for folder, wanted in ((vision, TOWER), (llm, DECODER)):
         if recognise(folder) is not wanted:
             raise ValueError(
                 f"{folder}: expected the layout {wanted.name}, found {recognise(folder).name}"
@@ -135,9 +138,9 @@ def join(vision: files.Where, llm: files.Where) -> Source:
     config = LlavaConfig(
         vision=_tower(vision),
         projector=MlpConfig(depth=2),
-        llm=_told(llm, foreign_config.read_llama, _config(llm)),
+        llm=_told(llm, foreign_config.read_decoder, _config(llm)),
     )
-    bound = _bind(CLIP, config, open_tensors(vision)) | _bind(LLAMA, config, open_tensors(llm))
+    bound = _bind(TOWER, config, open_tensors(vision)) | _bind(DECODER, config, open_tensors(llm))
     missing = tuple(address for address in llava.shapes(config) if address not in bound)
     source = _describe(llm, config, bound, layout=None, image_mode="pad", missing=missing)
     if source.tokenizer_folder and source.tokenizer.image_id < source.words:
@@ -151,7 +154,7 @@ def _open_hf(folder: str) -> Source:
     # A shape without numbers is a model too: one to be made from a seed, or to be planned for.
     bound = _bind(HF, config, open_tensors(folder)) if has_tensors(folder) else {}
     missing = tuple(address for address in llava.shapes(config) if address not in bound)
-    mode = foreign_config.read_pixels(processor).mode
+    mode = read_pixels(processor, config.vision).mode
     source = _describe(folder, config, bound, layout=HF.name, image_mode=mode, missing=missing)
     image = tree.get("image_token_index", 32000)
     if source.tokenizer_folder is None:
@@ -182,8 +185,9 @@ def _open_original(folder: str, vision: str | None) -> Source:
     parts = ORIGINAL.parts if embedded else ("projector", "llm")
     bound = _bind(ORIGINAL, config, tensors, parts)
     if vision and not embedded:
-        bound |= _bind(CLIP, config, open_tensors(vision))
-    mode = "pad" if tree.get("image_aspect_ratio") == "pad" else "crop"
+        bound |= _bind(TOWER, config, open_tensors(vision))
+    square = read_pixels({}, config.vision).mode
+    mode: Mode = "pad" if tree.get("image_aspect_ratio") == "pad" else square
     return _describe(folder, config, bound, layout=ORIGINAL.name, image_mode=mode)
 
 
@@ -242,8 +246,8 @@ def _template(tokenizer: Tokenizer | None) -> str:
     return next(equal, "model")
 
 
-def _tower(folder: str) -> ClipConfig:
-    return _told(folder, foreign_config.read_clip, _config(folder), _processor(folder))
+def _tower(folder: str) -> Any:
+    return _told(folder, foreign_config.read_tower, _config(folder), _processor(folder))
 
 
 def _config(folder: files.Where) -> Tree:

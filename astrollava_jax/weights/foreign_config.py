@@ -1,53 +1,23 @@
 """Configs of transformers and of the original LLaVA as ours.
 
-A table says for each of our fields what it is called there and what holds where it is absent (the
-class default of transformers). What our formulas do not have must be switched off there.
+What a decoder's or tower's part says is read by its family (see `family.py`); what our formulas do
+not have must be switched off there.
 """
 
 import dataclasses
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from astrollava_jax.data.image import Mode
-from astrollava_jax.models.llama import LlamaConfig
 from astrollava_jax.models.llava import LlavaConfig
 from astrollava_jax.models.projector import IdentityConfig, LinearConfig, MlpConfig
-from astrollava_jax.models.vision import CLIP_MEAN, CLIP_STD, ClipConfig
+from astrollava_jax.models.vision import TowerConfig
+from astrollava_jax.weights.family import families, find, fixed_faults, known, one_of
+from astrollava_jax.weights.pixels import read_pixels
 
 Tree = Mapping[str, Any]
 
-LLAMA_KEYS: dict[str, tuple[str, Any]] = {
-    "vocab_size": ("vocab_size", 32000),
-    "embed_dim": ("hidden_size", 4096),
-    "mlp_dim": ("intermediate_size", 11008),
-    "num_layers": ("num_hidden_layers", 32),
-    "num_heads": ("num_attention_heads", 32),
-    "norm_eps": ("rms_norm_eps", 1e-6),
-    "tie_embeddings": ("tie_word_embeddings", False),
-}
-CLIP_KEYS: dict[str, tuple[str, Any]] = {
-    "image_size": ("image_size", 224),
-    "patch_size": ("patch_size", 32),
-    "embed_dim": ("hidden_size", 768),
-    "mlp_dim": ("intermediate_size", 3072),
-    "num_layers": ("num_hidden_layers", 12),
-    "num_heads": ("num_attention_heads", 12),
-    "norm_eps": ("layer_norm_eps", 1e-5),
-    "activation": ("hidden_act", "quick_gelu"),
-}
-"""Our field -> their key and its default."""
-
-_LLAMA_FIXED = {
-    "model_type": ("llama", "llava_llama", "llava", None),
-    "hidden_act": ("silu", None),
-    "attention_bias": (False, None),
-    "mlp_bias": (False, None),
-    "rope_scaling": (None,),
-}
-_CLIP_FIXED = {"model_type": ("clip_vision_model", None), "num_channels": (3, None)}
 _HF_FIXED = {"projector_hidden_act": ("gelu", None), "multimodal_projector_bias": (True, None)}
 _ORIGINAL_FIXED = {
     "mm_use_im_start_end": (False, None),
@@ -55,16 +25,8 @@ _ORIGINAL_FIXED = {
     "image_aspect_ratio": ("pad", "square", None),
     "s2": (False, None),
 }
-# What holds in transformers for an absent key too; null is not absent there, but switches off.
-_PROCESSOR_FIXED = {
-    "do_resize": True,
-    "use_square_size": False,
-    "resample": 3,
-    "do_center_crop": True,
-    "do_rescale": True,
-    "do_normalize": True,
-}
-_PROCESSOR_SIDE = 224  # there, where no size is given
+_UNSAID = {"llm": "llama", "vision": "clip_vision_model"}
+"""The type of a part that names none."""
 
 # The tower of LLaVA 1.5, which a tower-less original directory only names.
 LARGE_336: Tree = {
@@ -77,60 +39,26 @@ LARGE_336: Tree = {
     "patch_size": 14,
     "projection_dim": 768,
 }
+_SO400M: Tree = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 1152,
+    "image_size": 384,
+    "intermediate_size": 4304,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 27,
+    "patch_size": 14,
+    "vision_use_head": False,
+}
+_BASE_16: Tree = {"model_type": "clip_vision_model", "patch_size": 16}
 PUBLISHED_TOWERS: dict[str, Tree] = {
     "openai/clip-vit-large-patch14-336": LARGE_336,
     "openai/clip-vit-large-patch14": {**LARGE_336, "image_size": 224},
+    "openai/clip-vit-base-patch16": _BASE_16,
+    "google/siglip-so400m-patch14-384": _SO400M,
 }
 
 SELECT_FEATURE: dict[str, Literal["patch", "cls_patch"]] = {"default": "patch", "full": "cls_patch"}
-"""transformers' word -> LLaVA's and ours."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Pixels:
-    """What an image processor's config says: how pictures are made square, and normalised."""
-
-    mode: Mode
-    mean: tuple[float, float, float] = CLIP_MEAN
-    std: tuple[float, float, float] = CLIP_STD
-
-
-def read_pixels(processor: Tree, image_size: int | None = None) -> Pixels:
-    """The facts of a `preprocessor_config.json`; CLIP's where it is silent.
-
-    Args:
-        processor: its content; empty where there is none.
-        image_size: the tower's, to be compared.
-
-    Raises:
-        ValueError: if it prepares pictures in a way that ours do not know.
-    """
-    faults = [
-        fault
-        for key, value in _PROCESSOR_FIXED.items()
-        for fault in _one_of(key, processor.get(key, value), (value,))
-    ]
-    factor = processor.get("rescale_factor", 1 / 255)
-    if not isinstance(factor, float) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
-        faults.append(f"rescale_factor: expected 1/255, found {factor!r}")
-    if processor and image_size is not None:
-        faults += _side_faults(processor, image_size)
-    _raise(faults, "preprocessor_config.json")
-    return Pixels(
-        mode="pad" if processor.get("do_pad") else "crop",
-        mean=_three(_given(processor, "image_mean", CLIP_MEAN)),
-        std=_three(_given(processor, "image_std", CLIP_STD)),
-    )
-
-
-def _side_faults(processor: Tree, side: int) -> list[str]:
-    """Where pictures do not become the tower's square; old files give plain numbers."""
-    edge, square = {"shortest_edge": side}, {"height": side, "width": side}
-    silent = (None,) if side == _PROCESSOR_SIDE else ()
-    return [
-        *_one_of("size", processor.get("size"), (edge, side, *silent)),
-        *_one_of("crop_size", processor.get("crop_size"), (square, side, *silent)),
-    ]
+"""transformers' word -> LLaVA's and ours, for a tower with a class token."""
 
 
 def read_hf(tree: Tree, processor: Tree) -> LlavaConfig:
@@ -145,22 +73,29 @@ def read_hf(tree: Tree, processor: Tree) -> LlavaConfig:
     tower = tree.get("vision_config") or LARGE_336
     strategy = tree.get("vision_feature_select_strategy", "default")
     layer = tree.get("vision_feature_layer", -2)
-    faults = _fixed(tree, _HF_FIXED) + _llama_faults(text, "text_config.")
-    faults += _fixed(tower, _CLIP_FIXED, "vision_config.")
-    faults += _one_of("vision_feature_select_strategy", strategy, tuple(SELECT_FEATURE))
+    faults = fixed_faults(tree, _HF_FIXED) + part_faults("llm", text, "text_config.")
+    faults += part_faults("vision", tower, "vision_config.")
+    faults += one_of("vision_feature_select_strategy", strategy, tuple(SELECT_FEATURE))
     if not isinstance(layer, int):
         faults.append(f"vision_feature_layer: expected one layer, found {layer}")
     _raise(faults)
+    vision = read_tower(tower, processor)
     return LlavaConfig(
-        vision=_clip(tower, processor),
+        vision=vision,
         projector=MlpConfig(depth=2),
-        llm=_llama(text),
+        llm=_read("llm", text),
         select_layer=layer,
-        select_feature=SELECT_FEATURE[strategy],
+        select_feature=_feature(strategy, vision),
     )
 
 
-def read_original(tree: Tree, tower: ClipConfig) -> LlavaConfig:
+def strategy_of(config: LlavaConfig) -> str:
+    """Transformers' word for what is read of the tower: `full` keeps what precedes the patches."""
+    drops = config.select_feature == "patch" and config.vision.num_prefix
+    return "default" if drops else "full"
+
+
+def read_original(tree: Tree, tower: TowerConfig) -> LlavaConfig:
     """The config of the original LLaVA, which says of its tower only the name.
 
     Raises:
@@ -168,115 +103,113 @@ def read_original(tree: Tree, tower: ClipConfig) -> LlavaConfig:
     """
     kind, feature = tree.get("mm_projector_type", "linear"), tree.get("mm_vision_select_feature")
     perceptron = re.fullmatch(r"mlp(\d+)x_gelu", kind)
-    faults = _fixed(tree, _ORIGINAL_FIXED) + _llama_faults(tree)
-    faults += _one_of("mm_vision_select_feature", feature, (*SELECT_FEATURE.values(), None))
+    text = {**tree, "model_type": _decoder_of_original(tree)}
+    faults = fixed_faults(tree, _ORIGINAL_FIXED) + part_faults("llm", text)
+    faults += one_of("mm_vision_select_feature", feature, (*SELECT_FEATURE.values(), None))
     if not perceptron:
-        faults += _one_of("mm_projector_type", kind, ("linear", "identity", "mlp2x_gelu"))
+        faults += one_of("mm_projector_type", kind, ("linear", "identity", "mlp2x_gelu"))
     if tree.get("mm_hidden_size", tower.embed_dim) != tower.embed_dim:
         width = tree["mm_hidden_size"]
         faults.append(f"mm_hidden_size: expected the tower's {tower.embed_dim}, found {width}")
     _raise(faults)
     simple = LinearConfig() if kind == "linear" else IdentityConfig()
     return LlavaConfig(
-        vision=tower,
+        vision=tower,  # pyright: ignore
         projector=MlpConfig(depth=int(perceptron[1])) if perceptron else simple,
-        llm=_llama(tree),
+        llm=_read("llm", text),
         select_layer=tree.get("mm_vision_select_layer", -2),
         select_feature=feature or "patch",
     )
 
 
-def read_llama(tree: Tree) -> LlamaConfig:
-    """The config of a bare Llama.
+def read_decoder(tree: Tree) -> Any:
+    """The config of a bare decoder.
 
     Raises:
         ValueError: as `read_hf`.
     """
-    _raise(_llama_faults(tree))
-    return _llama(tree)
+    _raise(part_faults("llm", tree))
+    return _read("llm", tree)
 
 
-def read_clip(tree: Tree, processor: Tree) -> ClipConfig:
-    """The config of a bare CLIP, or of its vision half.
+def read_tower(tree: Tree, processor: Tree) -> Any:
+    """The config of a bare tower, or of the half that sees of a CLIP or SigLIP.
 
     Raises:
         ValueError: as `read_hf`.
     """
-    tower = tree.get("vision_config", tree) or {}
-    _raise(_fixed(tower, _CLIP_FIXED))
-    return _clip(tower, processor)
+    half = tree.get("vision_config")
+    if half is not None:
+        tree = {"model_type": f"{tree.get('model_type')}_vision_model", **half}
+    _raise(part_faults("vision", tree))
+    tower = _read("vision", tree)
+    pixels = read_pixels(processor, tower)
+    return dataclasses.replace(tower, pixel_mean=pixels.mean, pixel_std=pixels.std)
 
 
-def tower_of_original(tree: Tree) -> ClipConfig | None:
+def tower_of_original(tree: Tree) -> Any | None:
     """The tower that an original config describes or names, if it is known."""
     if "mm_vision_config" in tree:  # a key of ours: other readers pass it over
         own = tree["mm_vision_config"]
-        side = _given(own, *CLIP_KEYS["image_size"])
-        return read_clip(own, {**own, "size": side, "crop_size": side})
+        tower = read_tower(own, {})
+        mean, std = own.get("image_mean"), own.get("image_std")
+        return dataclasses.replace(
+            tower,
+            pixel_mean=tuple(mean or tower.pixel_mean),
+            pixel_std=tuple(std or tower.pixel_std),
+        )
     name = os.path.basename(str(tree.get("mm_vision_tower")))
-    known = {os.path.basename(full): tower for full, tower in PUBLISHED_TOWERS.items()}
-    return read_clip(known[name], {}) if name in known else None
+    published = {os.path.basename(full): tower for full, tower in PUBLISHED_TOWERS.items()}
+    return read_tower(published[name], {}) if name in published else None
 
 
-def _llama(tree: Tree) -> LlamaConfig:
-    values = _translated(tree, LLAMA_KEYS)
-    heads = values["num_heads"]
-    rope = tree.get("rope_parameters") or {}
-    return LlamaConfig(
-        **values,
-        num_kv_heads=_given(tree, "num_key_value_heads", heads),
-        head_dim=_given(tree, "head_dim", values["embed_dim"] // heads),
-        rope_theta=float(_given(rope, "rope_theta", _given(tree, "rope_theta", 10000.0))),
-    )
+def part_faults(part: str, tree: Tree, where: str = "") -> list[str]:
+    """What a decoder's or tower's config says that none of ours is."""
+    model_type = tree.get("model_type") or _UNSAID[part]
+    found = find(part, model_type)
+    if found is None:
+        return one_of(f"{where}model_type", model_type, known(part))
+    family, dialect = found
+    return family.faults(tree, dialect, where)
 
 
-def _clip(tree: Tree, processor: Tree) -> ClipConfig:
-    values = _translated(tree, CLIP_KEYS)
-    pixels = read_pixels(processor, values["image_size"])
-    return ClipConfig(**values, pixel_mean=pixels.mean, pixel_std=pixels.std)
+def original_types() -> dict[str, str]:
+    """What the original LLaVA calls its models -> the type of the decoder in them."""
+    return {"llava": "llama"} | {
+        dialect.original[0]: dialect.model_type
+        for family in families("llm")
+        for dialect in family.dialects
+        if dialect.original
+    }
 
 
-def _translated(tree: Tree, keys: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
-    return {ours: _given(tree, theirs, default) for ours, (theirs, default) in keys.items()}
+def _decoder_of_original(tree: Tree) -> str:
+    model_type = str(tree.get("model_type"))
+    return original_types().get(model_type, model_type)
 
 
-def _given(tree: Tree, key: str, default: Any) -> Any:
-    """The value of a key; null means that it was not given."""
-    value = tree.get(key)
-    return default if value is None else value
+def _read(part: str, tree: Tree) -> Any:
+    found = find(part, tree.get("model_type") or _UNSAID[part])
+    assert found is not None
+    family, dialect = found
+    return family.read(tree, dialect)
 
 
-def _llama_faults(tree: Tree, where: str = "") -> list[str]:
-    faults = _fixed(tree, _LLAMA_FIXED, where)
-    rope = tree.get("rope_parameters") or {}
-    return faults + _one_of(
-        f"{where}rope_parameters.rope_type", rope.get("rope_type"), ("default", None)
-    )
+def _feature(strategy: str, tower: TowerConfig) -> Literal["patch", "cls_patch"]:
+    """What is read of the tower.
+
+    Raises:
+        ValueError: if a class token is to be dropped that is not there.
+    """
+    if tower.num_prefix:
+        return SELECT_FEATURE[strategy]
+    _raise(one_of("vision_feature_select_strategy of a tower without class token", strategy,
+                  ("full",)))  # fmt: skip
+    return "patch"
 
 
-def _fixed(tree: Tree, allowed: Mapping[str, tuple[Any, ...]], where: str = "") -> list[str]:
-    return [
-        fault
-        for key, values in allowed.items()
-        for fault in _one_of(f"{where}{key}", tree.get(key), values)
-    ]
-
-
-def _one_of(key: str, value: Any, allowed: Sequence[Any]) -> list[str]:
-    if value in allowed:
-        return []
-    known = " or ".join(repr(item) for item in allowed if item is not None) or "none"
-    return [f"{key}: expected {known}, found {value!r}"]
-
-
-def _three(values: Sequence[float]) -> tuple[float, float, float]:
-    red, green, blue = map(float, values)
-    assert all(map(math.isfinite, (red, green, blue)))
-    return red, green, blue
-
-
-def _raise(faults: Sequence[str], where: str = "config.json") -> None:
+def _raise(faults: Sequence[str]) -> None:
     if faults:
         raise ValueError(
-            f"{where} describes a model that is not known here:\n  " + "\n  ".join(faults)
+            "config.json describes a model that is not known here:\n  " + "\n  ".join(faults)
         )

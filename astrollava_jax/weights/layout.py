@@ -2,8 +2,9 @@
 
     Row("llm/layers/mlp/up_proj/kernel", "model.layers.{}.mlp.up_proj.weight", "f d -> d f")
 
-`{}` is a layer number and stacks into our leading axis. A name may end with the rows of the foreign
-tensor that the parameter takes, in the letters of the sentence: `qkv.weight[n*h:n*h+k*h]`.
+`{}` is a layer number and stacks into our leading axis; `{2*+1}` are the odd layers, where a step
+of our walk is a pair. A name may end with the rows of the foreign tensor that the parameter takes,
+in the letters of the sentence: `qkv.weight[n*h:n*h+k*h]`.
 """
 
 import dataclasses
@@ -19,6 +20,8 @@ Sizes = Mapping[str, int]
 Index = tuple[slice, ...]
 Shape = tuple[int, ...]
 
+_LAYER = re.compile(r"\{(?:(\d+)\*)?(?:\+(\d+))?\}")
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -27,6 +30,19 @@ class Row:
     address: str
     name: str
     sentence: str
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the parameter holds many layers."""
+        return _LAYER.search(self.name) is not None
+
+    def tensor(self, layer: int | None = None) -> str:
+        """The name of the foreign tensor of one layer (of the first, unless given)."""
+
+        def number(match: re.Match[str]) -> str:
+            return str(int(match[1] or 1) * (layer or 0) + int(match[2] or 0))
+
+        return _LAYER.sub(number, self.name).split("[")[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +180,7 @@ def whole(index: Sequence[slice] | None, shape: Shape) -> Index:
 
 def _pieces(row: Row, shapes: Mapping[str, Shape], sizes: Sizes) -> list[Piece]:
     sentence = Sentence.parse(row.sentence)
-    stacked = "{}" in row.name
+    stacked = row.stacked
     if row.address not in shapes:
         raise ValueError("the model has no such parameter")
     shape = shapes[row.address]
@@ -173,19 +189,17 @@ def _pieces(row: Row, shapes: Mapping[str, Shape], sizes: Sizes) -> list[Piece]:
             f"the model has {list(shape[stacked:])}, {row.sentence!r} makes "
             f"{list(sentence.our_shape(sizes))}"
         )
-    name, rows = _rows(row.name, sentence, sizes)
+    rows = _rows(row.name, sentence, sizes)
     layers = range(shape[0]) if stacked else (None,)
-    return [
-        Piece(row.address, layer, name.format(layer), rows, sentence, sizes) for layer in layers
-    ]
+    return [Piece(row.address, layer, row.tensor(layer), rows, sentence, sizes) for layer in layers]
 
 
-def _rows(name: str, sentence: Sentence, sizes: Sizes) -> tuple[str, slice]:
-    """A name without its range, and the rows of the foreign tensor."""
-    match = re.fullmatch(r"(.*)\[(.*):(.*)\]", name)
+def _rows(name: str, sentence: Sentence, sizes: Sizes) -> slice:
+    """The rows of the foreign tensor."""
+    match = re.fullmatch(r".*\[(.*):(.*)\]", name)
     if match is None:
-        return name, slice(0, sentence.their_shape(sizes)[0])
-    return match[1], slice(_extent(match[2], sizes), _extent(match[3], sizes))
+        return slice(0, sentence.their_shape(sizes)[0])
+    return slice(_extent(match[1], sizes), _extent(match[2], sizes))
 
 
 def _extent(text: str, sizes: Sizes) -> int:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from astrollava_jax.models.llava import LlavaConfig
 from astrollava_jax.models.projector import LinearConfig
 from astrollava_jax.params import split
-from astrollava_jax.weights import llama, projector, vision
+from astrollava_jax.weights import projector
 from astrollava_jax.weights.binding import Ignored
+from astrollava_jax.weights.family import family_of
 from astrollava_jax.weights.layout import Foreign, Row, Shape, expand
 
 PARTS = ("vision", "projector", "llm")
@@ -21,10 +22,10 @@ _BUFFERS: Ignored = (
     (r".*\brotary_emb\.inv_freq", "follows from rope_theta"),
     (r".*\bembeddings\.position_ids", "0, 1, 2, ..."),
 )
-_CLIP: Ignored = (
-    (r"text_model\..*", "the other half of CLIP"),
-    (r"(visual|text)_projection\.weight", "leads to the space that the halves of CLIP share"),
-    (r"logit_scale", "compares the halves of CLIP"),
+_OTHER_HALF: Ignored = (
+    (r"text_model\..*", "the half of a CLIP or SigLIP that reads"),
+    (r"(visual|text)_projection\.weight", "leads to the space that both halves share"),
+    (r"logit_(scale|bias)", "compares the halves"),
 )
 _TIED: Ignored = ((r"(.*\.)?lm_head\.weight", "is the embedding"),)
 
@@ -62,7 +63,7 @@ class Layout:
         spelled = tables[part](config)
         if names is None:
             return spelled[0]
-        return max(spelled, key=lambda rows: sum(row.name.format(0) in names for row in rows))
+        return max(spelled, key=lambda rows: sum(row.tensor() in names for row in rows))
 
     def foreign(
         self,
@@ -85,11 +86,12 @@ class Layout:
         return self.ignored + (_TIED if config.llm.tie_embeddings else ())
 
     def _llm(self, config: LlavaConfig) -> list[tuple[Row, ...]]:
-        tied = config.llm.tie_embeddings
-        return [llama.rows(model, head, tied=tied) for model, head in self.llm]
+        rows = family_of(config.llm).rows
+        return [tuple(rows(model, head, config.llm)) for model, head in self.llm]
 
     def _vision(self, config: LlavaConfig) -> list[tuple[Row, ...]]:
-        return [vision.rows(start) for start in self.vision]
+        rows = family_of(config.vision).rows
+        return [tuple(rows(start, config.vision)) for start in self.vision]
 
     def _projector(self, config: LlavaConfig) -> list[tuple[Row, ...]]:
         return [projector.rows(self.linears(start, config)) for start in self.projector]
@@ -103,9 +105,9 @@ def with_vocabulary(config: LlavaConfig, rows: int) -> LlavaConfig:
 def sizes(config: LlavaConfig) -> dict[str, Mapping[str, int]]:
     """The letters of the sentences, by part."""
     return {
-        "vision": vision.sizes(config.vision),
+        "vision": family_of(config.vision).sizes(config.vision),
         "projector": projector.sizes(config),
-        "llm": llama.sizes(config.llm),
+        "llm": family_of(config.llm).sizes(config.llm),
     }
 
 
@@ -155,6 +157,6 @@ ORIGINAL = Layout(
     projector=("model.mm_projector.",),
     linears=_original_linears,
 )
-LLAMA = Layout(name="llama", llm=(("model.", "lm_head."),))
-CLIP = Layout(name="clip", vision=("vision_model.", ""), ignored=_BUFFERS + _CLIP)
+DECODER = Layout(name="decoder", llm=(("model.", "lm_head."),))
+TOWER = Layout(name="tower", vision=("vision_model.", ""), ignored=_BUFFERS + _OTHER_HALF)
 ORBAX = Layout(name="orbax")

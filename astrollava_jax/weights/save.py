@@ -12,18 +12,26 @@ from astrollava_jax.data.image import Mode
 from astrollava_jax.data.tokenizer import Tokenizer
 from astrollava_jax.weights import orbax, safetensors, sidecars
 from astrollava_jax.weights.layout import Foreign
-from astrollava_jax.weights.llava import CLIP, HF, LLAMA, ORBAX, ORIGINAL, Layout, with_vocabulary
+from astrollava_jax.weights.llava import (
+    DECODER,
+    HF,
+    ORBAX,
+    ORIGINAL,
+    TOWER,
+    Layout,
+    with_vocabulary,
+)
 from astrollava_jax.weights.safetensors import Info, Outgoing
 from astrollava_jax.weights.source import Overlay, Source
 
-LAYOUTS = {layout.name: layout for layout in (HF, ORIGINAL, ORBAX, LLAMA, CLIP)}
+LAYOUTS = {layout.name: layout for layout in (HF, ORIGINAL, ORBAX, DECODER, TOWER)}
 """What can be written, by name; the last two are a bare decoder and a bare tower."""
 
 _SIDECARS = {
     HF.name: sidecars.hf_files,
     ORIGINAL.name: sidecars.original_files,
-    LLAMA.name: sidecars.llama_files,
-    CLIP.name: sidecars.clip_files,
+    DECODER.name: sidecars.decoder_files,
+    TOWER.name: sidecars.tower_files,
 }
 
 

@@ -8,16 +8,15 @@ import numpy as np
 
 from astrollava_jax.data.chat_export import for_pictures, jinja_text
 from astrollava_jax.data.example import IMAGE_MARKER
-from astrollava_jax.models.llama import LlamaConfig
 from astrollava_jax.models.projector import IdentityConfig, LinearConfig, MlpConfig
-from astrollava_jax.models.vision import ClipConfig
+from astrollava_jax.weights.family import Dialect, family_of
 from astrollava_jax.weights.foreign_config import (
-    CLIP_KEYS,
-    LLAMA_KEYS,
     PUBLISHED_TOWERS,
-    SELECT_FEATURE,
+    original_types,
+    strategy_of,
     tower_of_original,
 )
+from astrollava_jax.weights.pixels import image_processor
 from astrollava_jax.weights.source import Source
 
 NAMES = (
@@ -38,7 +37,6 @@ NAMES = (
 """The files that travel with a model."""
 
 _KEPT = ("max_position_embeddings", "bos_token_id", "eos_token_id")
-_THEIR_FEATURE = {ours: theirs for theirs, ours in SELECT_FEATURE.items()}
 
 
 def hf_files(source: Source) -> dict[str, bytes]:
@@ -54,66 +52,71 @@ def hf_files(source: Source) -> dict[str, bytes]:
         "projector_hidden_act": "gelu",
         "multimodal_projector_bias": True,
         "vision_feature_layer": config.select_layer,
-        "vision_feature_select_strategy": _THEIR_FEATURE[config.select_feature],
+        "vision_feature_select_strategy": strategy_of(config),
         "tie_word_embeddings": config.llm.tie_embeddings,
         "torch_dtype": _dtype(source),
-        "text_config": {"model_type": "llama", **_llama(source, config.llm), **_ends(ids)},
-        "vision_config": _clip(config.vision),
+        "text_config": {**_decoder(source)[1], **_ends(ids)},
+        "vision_config": _tower(source)[1],
     }
     processor = {
         "processor_class": "LlavaProcessor",
         "image_token": IMAGE_MARKER,
         "patch_size": config.vision.patch_size,
         "vision_feature_select_strategy": facts["vision_feature_select_strategy"],
-        "num_additional_image_tokens": 1,
+        "num_additional_image_tokens": config.vision.num_prefix,
     }
     return {
         "config.json": _json(facts),
-        "preprocessor_config.json": _json(_image_processor(source)),
+        "preprocessor_config.json": _json(image_processor(source.image_mode, config.vision)),
         "processor_config.json": _json(processor),
         **_language_files(source, ids, own_template=for_pictures),
     }
 
 
-def llama_files(source: Source) -> dict[str, bytes]:
+def decoder_files(source: Source) -> dict[str, bytes]:
     """What transformers reads beside the weights of a bare decoder."""
-    ids = _ids(source)
-    facts = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
-    facts |= {"torch_dtype": _dtype(source), "pad_token_id": ids["pad"]}
-    facts |= _llama(source, source.config.llm) | _ends(ids)
+    ids, (dialect, facts) = _ids(source), _decoder(source)
+    named = {"architectures": [dialect.architecture], "torch_dtype": _dtype(source)}
+    facts = {**named, "pad_token_id": ids["pad"], **facts, **_ends(ids)}
     return {"config.json": _json(facts), **_language_files(source, ids)}
 
 
-def clip_files(source: Source) -> dict[str, bytes]:
+def tower_files(source: Source) -> dict[str, bytes]:
     """What transformers reads beside the weights of a bare tower."""
-    facts = {"architectures": ["CLIPVisionModel"], "torch_dtype": _dtype(source)}
+    dialect, facts = _tower(source)
+    named = {"architectures": [dialect.architecture], "torch_dtype": _dtype(source)}
     return {
-        "config.json": _json(facts | _clip(source.config.vision)),
-        "preprocessor_config.json": _json(_image_processor(source)),
+        "config.json": _json(named | facts),
+        "preprocessor_config.json": _json(image_processor(source.image_mode, source.config.vision)),
     }
 
 
 def original_files(source: Source) -> dict[str, bytes]:
     """What haotian-liu/LLaVA and llama.cpp read beside the weights of the layout llava."""
-    config, ids = source.config, _ids(source)
+    config, ids, (dialect, decoder) = source.config, _ids(source), _decoder(source)
     vision = config.vision
+    if dialect.original is None:
+        raise ValueError(
+            f"the layout llava has no decoder {dialect.model_type}: write it in the layout hf"
+        )
+    model_type, architecture = dialect.original
     if ids["pad"] is not None and ids["pad"] >= source.words:
         ids["pad"] = 0  # there is no row for a pad: LLaVA takes <unk>
     facts = {
-        "architectures": ["LlavaLlamaForCausalLM"],
-        "model_type": "llava_llama",
-        **_llama(source, config.llm),
+        **decoder,
+        "architectures": [architecture],
+        "model_type": model_type,
         **_ends(ids),
         "vocab_size": source.words,
         "pad_token_id": ids["pad"],
         "tie_word_embeddings": config.llm.tie_embeddings,
         "torch_dtype": _dtype(source),
-        "image_aspect_ratio": {"pad": "pad", "crop": "square"}[source.image_mode],
+        "image_aspect_ratio": ASPECT[source.image_mode],
         "mm_hidden_size": vision.embed_dim,
         "mm_projector_type": _PROJECTOR_TYPES[type(config.projector)](config.projector),
         "mm_vision_tower": _tower_name(source),
         # Our own key: enough to know a tower that nobody has published. Others pass it over.
-        "mm_vision_config": _clip(vision)
+        "mm_vision_config": _tower(source)[1]
         | {"image_mean": vision.pixel_mean, "image_std": vision.pixel_std},
         "mm_vision_select_layer": config.select_layer,
         "mm_vision_select_feature": config.select_feature,
@@ -137,6 +140,9 @@ def original_files(source: Source) -> dict[str, bytes]:
     dropped = {literal: number for literal, number in special.items() if number >= source.words}
     return {name: _without_additions(name, data, dropped) for name, data in content.items()}
 
+
+ASPECT: dict[str, str] = {"pad": "pad", "crop": "square", "stretch": "square"}
+"""Our mode -> the original's `image_aspect_ratio`: a square is what the tower's processor makes."""
 
 _PROJECTOR_TYPES: dict[type, Callable[[Any], str]] = {
     LinearConfig: lambda projector: "linear",
@@ -201,22 +207,16 @@ def _language_files(
     return content | ({} if text is None else {"chat_template.jinja": text.encode()})
 
 
-def _llama(source: Source, config: LlamaConfig) -> dict[str, Any]:
-    raw = raw_config(source)
-    return {
-        **{key: raw[key] for key in _KEPT if key in raw},
-        **{theirs: getattr(config, ours) for ours, (theirs, _) in LLAMA_KEYS.items()},
-        "hidden_act": "silu",
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": None,
-    }
+def _decoder(source: Source) -> tuple[Dialect, dict[str, Any]]:
+    """The decoder's type and config, with what is kept of the one that it came with."""
+    raw, config = raw_config(source), source.config.llm
+    preferred = original_types().get(str(raw.get("model_type")), raw.get("model_type"))
+    dialect, keys = family_of(config).write(config, preferred)
+    return dialect, {**{key: raw[key] for key in _KEPT if key in raw}, **keys}
 
 
-def _clip(config: ClipConfig) -> dict[str, Any]:
-    named = {theirs: getattr(config, ours) for ours, (theirs, _) in CLIP_KEYS.items()}
-    return {"model_type": "clip_vision_model", **named}
+def _tower(source: Source) -> tuple[Dialect, dict[str, Any]]:
+    return family_of(source.config.vision).write(source.config.vision)
 
 
 def _tower_name(source: Source) -> str:
@@ -228,28 +228,6 @@ def _tower_name(source: Source) -> str:
         if tower_of_original({"mm_vision_config": tree}) == source.config.vision
     )
     return own or next(published, "embedded")
-
-
-def _image_processor(source: Source) -> dict[str, Any]:
-    """How pictures are prepared: LLaVA's padding, or CLIP's crop of the middle."""
-    vision, pad = source.config.vision, source.image_mode == "pad"
-    side = vision.image_size
-    return {
-        "image_processor_type": "LlavaImageProcessor" if pad else "CLIPImageProcessor",
-        "processor_class": "LlavaProcessor",
-        **({"do_pad": True} if pad else {}),
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": side},
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": {"height": side, "width": side},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": vision.pixel_mean,
-        "image_std": vision.pixel_std,
-    }
 
 
 def _without_additions(name: str, content: bytes, dropped: Mapping[str, int]) -> bytes:

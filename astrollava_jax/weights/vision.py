@@ -1,46 +1,21 @@
-"""Names of the tensors of CLIP's vision tower."""
+"""What the names and keys of all vision towers share."""
 
-from astrollava_jax.models.vision import ClipConfig
+from astrollava_jax.models.vision import TowerConfig
+from astrollava_jax.weights.family import Key
 from astrollava_jax.weights.layout import Row
 
-
-def rows(tower: str) -> tuple[Row, ...]:
-    """The table, given what stands before the tower's names."""
-    layer = f"{tower}encoder.layers.{{}}."
-    return (
-        Row("vision/class_token/embedding", f"{tower}embeddings.class_embedding", "e -> 1 e"),
-        Row(
-            "vision/patch_embed/kernel",
-            f"{tower}embeddings.patch_embedding.weight",
-            "e c p q -> p q c e",
-        ),
-        Row(
-            "vision/positions/embedding",
-            f"{tower}embeddings.position_embedding.weight",
-            "s e -> s e",
-        ),
-        *_norm("vision/pre_norm", f"{tower}pre_layrnorm"),  # CLIP's own spelling
-        *_norm("vision/layers/norm1", f"{layer}layer_norm1"),
-        *_into_heads("q_proj", layer),
-        *_into_heads("k_proj", layer),
-        *_into_heads("v_proj", layer),
-        Row(
-            "vision/layers/attn/o_proj/kernel",
-            f"{layer}self_attn.out_proj.weight",
-            "e (n h) -> n h e",
-        ),
-        Row("vision/layers/attn/o_proj/bias", f"{layer}self_attn.out_proj.bias", "e -> e"),
-        *_norm("vision/layers/norm2", f"{layer}layer_norm2"),
-        Row("vision/layers/mlp/up_proj/kernel", f"{layer}mlp.fc1.weight", "f e -> e f"),
-        Row("vision/layers/mlp/up_proj/bias", f"{layer}mlp.fc1.bias", "f -> f"),
-        Row("vision/layers/mlp/down_proj/kernel", f"{layer}mlp.fc2.weight", "e f -> f e"),
-        Row("vision/layers/mlp/down_proj/bias", f"{layer}mlp.fc2.bias", "e -> e"),
-        *_norm("vision/post_norm", f"{tower}post_layernorm"),
-    )
+KEYS = {
+    "image_size": Key("image_size", 224),
+    "patch_size": Key("patch_size", 16),
+    "embed_dim": Key("hidden_size", 768),
+    "mlp_dim": Key("intermediate_size", 3072),
+    "num_layers": Key("num_hidden_layers", 12),
+    "num_heads": Key("num_attention_heads", 12),
+}
 
 
-def sizes(config: ClipConfig) -> dict[str, int]:
-    """The letters of the table; `c` are colours, `s` the class token and the patches."""
+def sizes(config: TowerConfig) -> dict[str, int]:
+    """The letters of the tables; `c` are colours, `s` what has a position."""
     return {
         "e": config.embed_dim,
         "f": config.mlp_dim,
@@ -49,14 +24,40 @@ def sizes(config: ClipConfig) -> dict[str, int]:
         "c": 3,
         "p": config.patch_size,
         "q": config.patch_size,
-        "s": config.num_patches + 1,
+        "s": config.num_patches + config.num_prefix,
     }
 
 
-def _norm(address: str, name: str) -> tuple[Row, Row]:
+def block_rows(tower: str) -> tuple[Row, ...]:
+    """The blocks, given what stands before the tower's names."""
+    layer, attn = f"{tower}encoder.layers.{{}}.", "vision/layers/attn"
+    return (
+        *norm_rows("vision/layers/norm1", f"{layer}layer_norm1"),
+        *_into_heads("q_proj", layer),
+        *_into_heads("k_proj", layer),
+        *_into_heads("v_proj", layer),
+        Row(f"{attn}/o_proj/kernel", f"{layer}self_attn.out_proj.weight", "e (n h) -> n h e"),
+        Row(f"{attn}/o_proj/bias", f"{layer}self_attn.out_proj.bias", "e -> e"),
+        *norm_rows("vision/layers/norm2", f"{layer}layer_norm2"),
+        *mlp_rows("vision/layers/mlp", f"{layer}mlp"),
+    )
+
+
+def norm_rows(address: str, name: str) -> tuple[Row, Row]:
+    """A norm."""
     return (
         Row(f"{address}/scale", f"{name}.weight", "e -> e"),
         Row(f"{address}/bias", f"{name}.bias", "e -> e"),
+    )
+
+
+def mlp_rows(address: str, name: str) -> tuple[Row, ...]:
+    """An MLP."""
+    return (
+        Row(f"{address}/up_proj/kernel", f"{name}.fc1.weight", "f e -> e f"),
+        Row(f"{address}/up_proj/bias", f"{name}.fc1.bias", "f -> f"),
+        Row(f"{address}/down_proj/kernel", f"{name}.fc2.weight", "e f -> f e"),
+        Row(f"{address}/down_proj/bias", f"{name}.fc2.bias", "e -> e"),
     )
 
 

@@ -17,10 +17,10 @@ from astrollava_jax.cli.main import main
 from astrollava_jax.data.lengths import Lengths
 from astrollava_jax.data.mixture import Mixture
 from astrollava_jax.data.pack import RunPlan
+from astrollava_jax.models.clip import ClipConfig
 from astrollava_jax.models.llama import LlamaConfig
 from astrollava_jax.models.llava import LlavaConfig
 from astrollava_jax.models.projector import MlpConfig
-from astrollava_jax.models.vision import ClipConfig
 from astrollava_jax.run.config import RunConfig
 from astrollava_jax.weights import llava
 

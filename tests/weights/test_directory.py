@@ -34,7 +34,7 @@ def edit(folder, name, **changes):
 def test_layouts_are_told_by_files(hf, original, parts, tmp_path):
     clip, llm = parts
     found = [recognise(folder).name for folder in (hf[0], original[0], clip, llm)]
-    assert found == ["hf", "llava", "clip", "llama"]
+    assert found == ["hf", "llava", "tower", "decoder"]
     old = tmp_path / "old"
     old.mkdir()
     tiny.write_json(old, "config.json", {"model_type": "llava", "mm_hidden_size": 1024})
@@ -140,11 +140,11 @@ def test_joined_parts_have_a_fresh_projector(model, parts, tmp_path):
     again = open_model(tmp_path / "hf")
     assert again.missing == ()
     assert again.dtype("projector/layers_0/kernel") == source.dtype("llm/embed/embedding")
-    save(tmp_path / "bare", "llama", again)
+    save(tmp_path / "bare", "decoder", again)
     assert join(clip, tmp_path / "bare").words == again.words == tiny.WORDS
-    with pytest.raises(ValueError, match="expected the layout clip, found llama"):
+    with pytest.raises(ValueError, match="expected the layout tower, found decoder"):
         join(llm, clip)
-    with pytest.raises(ValueError, match="holds a bare llama"):
+    with pytest.raises(ValueError, match="holds a bare decoder"):
         open_model(llm)
 
 
@@ -181,7 +181,8 @@ def test_a_model_that_ours_is_not_is_refused(model, tmp_path):
     tiny.write_json(tmp_path / "hf", "config.json", tree)
     with pytest.raises(ValueError) as error:
         open_model(tmp_path / "hf")
-    for line in ("rope_scaling: expected none", "hidden_act: expected 'silu', found 'gelu'",
+    for line in ("rope_scaling: expected the type linear or llama3, found None",
+                 "hidden_act: expected 'silu', found 'gelu'",
                  "vision_feature_layer: expected one layer"):  # fmt: skip
         assert line in str(error.value)
     tiny.write_original(tmp_path / "next", model)

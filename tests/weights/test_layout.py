@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 
+from astrollava_jax.models.clip import ClipConfig
 from astrollava_jax.models.llama import LlamaConfig
 from astrollava_jax.models.llava import LlavaConfig
 from astrollava_jax.models.projector import IdentityConfig, LinearConfig, MlpConfig
-from astrollava_jax.models.vision import ClipConfig
 from astrollava_jax.weights.binding import unmapped
 from astrollava_jax.weights.layout import Row, Sentence, expand, whole
-from astrollava_jax.weights.llava import CLIP, HF, LLAMA, ORIGINAL, with_vocabulary
+from astrollava_jax.weights.llava import DECODER, HF, ORIGINAL, TOWER, with_vocabulary
 
 SIZES = {"d": 6, "n": 4, "k": 2, "h": 3, "f": 5, "e": 2, "c": 3, "p": 2, "q": 2}
 
@@ -143,7 +143,7 @@ def published_names(size: str, rows: int, llm: str, head: str, tower: str, proje
 
 
 HF_PROJECTOR = ["multi_modal_projector.linear_1", "multi_modal_projector.linear_2"]
-TOWER = "vision_tower.vision_model."
+PREFIX = "vision_tower.vision_model."
 
 
 @pytest.mark.parametrize("size", ["7b", "13b"])
@@ -151,18 +151,18 @@ def test_the_map_covers_every_name_of_hf(size):
     config = llava_1_5(size, 32064)
     written = {name: foreign.shape for name, foreign in HF.foreign(config).items()}
     expected = published_names(
-        size, 32064, "language_model.model.", "language_model.lm_head", TOWER, HF_PROJECTOR
+        size, 32064, "language_model.model.", "language_model.lm_head", PREFIX, HF_PROJECTOR
     )
     assert written == expected
     if size == "7b":
         assert len(written) == 686
         assert sum(map(math.prod, written.values())) == 7_063_427_072
     later = published_names(
-        size, 32064, "model.language_model.", "lm_head", f"model.{TOWER}",
+        size, 32064, "model.language_model.", "lm_head", f"model.{PREFIX}",
         [f"model.{name}" for name in HF_PROJECTOR],
     )  # fmt: skip
-    for tower in (f"model.{TOWER}", "model.vision_tower.", "vision_tower."):
-        names = {name.replace(f"model.{TOWER}", tower): shape for name, shape in later.items()}
+    for tower in (f"model.{PREFIX}", "model.vision_tower.", "vision_tower."):
+        names = {name.replace(f"model.{PREFIX}", tower): shape for name, shape in later.items()}
         assert {n: f.shape for n, f in HF.foreign(config, names).items()} == names
 
 
@@ -179,12 +179,12 @@ def test_the_map_covers_every_name_of_the_original(size):
 
 def test_the_map_covers_the_bare_parts():
     config = llava_1_5("7b", 32000)
-    decoder = LLAMA.foreign(config)
+    decoder = DECODER.foreign(config)
     assert sum(math.prod(f.shape) for f in decoder.values()) == 6_738_415_616
-    tower = CLIP.foreign(config)
+    tower = TOWER.foreign(config)
     assert sum(math.prod(f.shape) for f in tower.values()) == 303_507_456
     rest = ["vision_model.embeddings.position_ids", "text_model.final_layer_norm.bias", "strange"]
-    assert unmapped([*tower, *rest, "logit_scale"], tower, CLIP.ignored) == ["strange"]
+    assert unmapped([*tower, *rest, "logit_scale"], tower, TOWER.ignored) == ["strange"]
 
 
 @pytest.mark.parametrize(

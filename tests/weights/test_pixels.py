@@ -7,9 +7,11 @@ import pytest
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from astrollava_jax.models.vision import CLIP_MEAN, CLIP_STD
+from astrollava_jax.models.clip import MEAN, STD, ClipConfig
 from astrollava_jax.quickstart import recipe
-from astrollava_jax.weights.foreign_config import Pixels, read_pixels, tower_of_original
+from astrollava_jax.weights import pixels
+from astrollava_jax.weights.foreign_config import tower_of_original
+from astrollava_jax.weights.pixels import Pixels
 
 LLAVA_HF = {
     "crop_size": {"height": 336, "width": 336},
@@ -30,6 +32,14 @@ LLAVA_HF = {
 DO = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
 
 
+def read_pixels(processor, side):
+    """What is read of a file beside a CLIP of this side."""
+    tower = ClipConfig(
+        image_size=side, patch_size=14, embed_dim=8, mlp_dim=8, num_layers=1, num_heads=1
+    )
+    return pixels.read_pixels(processor, tower)
+
+
 def without(*keys):
     return {key: value for key, value in LLAVA_HF.items() if key not in keys}
 
@@ -43,7 +53,7 @@ def theirs(config):
 
 
 def test_what_llava_hf_says_is_read():
-    expected = Pixels("crop", CLIP_MEAN, CLIP_STD)
+    expected = Pixels("crop", MEAN, STD)
     assert read_pixels(LLAVA_HF, 336) == expected
     assert read_pixels({}, 336) == expected  # there is no such file
     assert read_pixels(LLAVA_HF | {"do_pad": True}, 336).mode == "pad"
