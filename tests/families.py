@@ -24,6 +24,9 @@ from transformers import (
 
 from astrollava_jax.batch import Batch
 from astrollava_jax.inference.cache import empty_cache, read_on
+from astrollava_jax.models import llava
+from astrollava_jax.models.clip import ClipConfig
+from astrollava_jax.models.projector import MlpConfig
 from astrollava_jax.params import merge, split
 from astrollava_jax.training.step import loss_weights, weighted_nll
 from astrollava_jax.weights.directory import open_model
@@ -39,10 +42,24 @@ DECODER = {
 }  # fmt: skip
 """What the tiny decoders share; a family adds what makes it one."""
 
+OURS = {
+    "vocab_size": VOCABULARY, "embed_dim": 48, "mlp_dim": 80, "num_layers": 2, "num_heads": 4,
+    "num_kv_heads": 2, "head_dim": 12,
+}  # fmt: skip
+"""The same in our words."""
+
 TOWER = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
     "image_size": 28, "patch_size": 14,
 }  # fmt: skip
+
+
+def on(llm: Any) -> llava.LlavaConfig:
+    """Our config of a decoder behind that tower."""
+    tower = ClipConfig(
+        image_size=28, patch_size=14, embed_dim=32, mlp_dim=48, num_layers=3, num_heads=4
+    )
+    return llava.LlavaConfig(vision=tower, projector=MlpConfig(depth=2), llm=llm)
 
 
 def clip() -> CLIPVisionConfig:
@@ -73,7 +90,7 @@ def torch_model(
 
 @functools.cache
 def sample(prefix: int) -> Batch:
-    """Two rows of one sample each: words, a picture, words; `prefix` features come before patches."""
+    """Two rows of words, a picture and words; `prefix` features come before its patches."""
     rng, patches = np.random.default_rng(0), 4 + prefix
     tokens = rng.integers(3, 60, (2, LENGTH)).astype(np.int32)
     tokens[:, START : START + patches] = IMAGE_ID

@@ -4,7 +4,7 @@ import families
 import pytest
 from transformers import LlamaConfig, MistralConfig, Qwen2Config
 
-from astrollava_jax.models import clip, llama, llava, projector
+from astrollava_jax.models import llama
 from astrollava_jax.models.rotary import LinearScaling, Llama3Scaling
 
 LLAMA_3 = {
@@ -57,17 +57,6 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_a_decoder_equals_that_of_transformers(name, tmp_path):
     kind, theirs, ours = CASES[name]
-    expected = llava.LlavaConfig(
-        vision=clip.ClipConfig(
-            image_size=28, patch_size=14, embed_dim=32, mlp_dim=48, num_layers=3, num_heads=4
-        ),
-        projector=projector.MlpConfig(depth=2),
-        llm=llama.LlamaConfig(
-            **{
-                "vocab_size": families.VOCABULARY, "embed_dim": 48, "mlp_dim": 80, "num_layers": 2,
-                "num_heads": 4, "num_kv_heads": 2, "head_dim": 12, **ours,
-            }
-        ),
-    )  # fmt: skip
+    expected = families.on(llama.LlamaConfig(**families.OURS | ours))
     model = families.torch_model(kind(**families.DECODER | theirs))
     families.assert_equal_to_transformers(model, tmp_path, expected)
