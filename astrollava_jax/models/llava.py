@@ -16,13 +16,14 @@ from astrollava_jax.config import config
 from astrollava_jax.models.clip import ClipConfig
 from astrollava_jax.models.layers import Remat, gather_rows
 from astrollava_jax.models.llama import LlamaConfig
+from astrollava_jax.models.phi3 import Phi3Config
 from astrollava_jax.models.projector import IdentityConfig, LinearConfig, MlpConfig
 from astrollava_jax.models.siglip import SiglipConfig
 from astrollava_jax.sharding import Axes, shard
 
 Vision = Annotated[ClipConfig | SiglipConfig, Field(discriminator="type")]
 Projector = Annotated[LinearConfig | MlpConfig | IdentityConfig, Field(discriminator="type")]
-Llm = LlamaConfig
+Llm = Annotated[LlamaConfig | Phi3Config, Field(discriminator="type")]
 
 
 @config
