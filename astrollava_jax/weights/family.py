@@ -11,6 +11,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from astrollava_jax.config import parse
 from astrollava_jax.models import llava
 from astrollava_jax.weights.layout import Row, Sizes
 
@@ -95,7 +96,8 @@ class Family:
         found: dict[str, Any] = {}
         for ours, key in dialect.keys.items():
             found[ours] = key.read(tree, found)
-        return self.config(**found, **dialect.constants, **self.read_extra(tree))
+        # JSON may say 30 where a config has 30.0.
+        return parse(self.config, {**found, **dialect.constants, **self.read_extra(tree)})
 
     def faults(self, tree: Tree, dialect: Dialect, where: str = "") -> list[str]:
         """What a tree says that our formulas do not do."""
