@@ -14,6 +14,7 @@ from pydantic import Field
 from astrollava_jax.batch import Batch, ImageFacts
 from astrollava_jax.config import config
 from astrollava_jax.models.clip import ClipConfig
+from astrollava_jax.models.gemma2 import Gemma2Config
 from astrollava_jax.models.layers import Remat, gather_rows
 from astrollava_jax.models.llama import LlamaConfig
 from astrollava_jax.models.phi3 import Phi3Config
@@ -23,7 +24,7 @@ from astrollava_jax.sharding import Axes, shard
 
 Vision = Annotated[ClipConfig | SiglipConfig, Field(discriminator="type")]
 Projector = Annotated[LinearConfig | MlpConfig | IdentityConfig, Field(discriminator="type")]
-Llm = Annotated[LlamaConfig | Phi3Config, Field(discriminator="type")]
+Llm = Annotated[LlamaConfig | Phi3Config | Gemma2Config, Field(discriminator="type")]
 
 
 @config
