@@ -89,7 +89,7 @@ def torch_model(
 
 
 @functools.cache
-def sample(prefix: int) -> Batch:
+def sample(prefix: int, size: int) -> Batch:
     """Two rows of words, a picture and words; `prefix` features come before its patches."""
     rng, patches = np.random.default_rng(0), 4 + prefix
     tokens = rng.integers(3, 60, (2, LENGTH)).astype(np.int32)
@@ -104,14 +104,15 @@ def sample(prefix: int) -> Batch:
         learned_sample=np.tile(np.array([[0], [1]], np.int32), (1, learned.shape[1])),
         segment_ids=np.ones((2, LENGTH), np.int32),
         positions=np.tile(np.arange(LENGTH, dtype=np.int32), (2, 1)),
-        images=rng.integers(0, 256, (2, 1, 28, 28, 3)).astype(np.uint8),
+        images=rng.integers(0, 256, (2, 1, size, size, 3)).astype(np.uint8),
         feature_index=feature_index,
     )
 
 
-def their_output(model: LlavaForConditionalGeneration, batch: Batch, mean, std) -> Any:
+def their_output(model: LlavaForConditionalGeneration, batch: Batch, tower: Any) -> Any:
     """Logits and loss of transformers; the gradients stay at its parameters."""
-    images = (batch.images[:, 0].astype(np.float32) / 255 - np.array(mean)) / np.array(std)
+    images = batch.images[:, 0].astype(np.float32) / 255
+    images = (images - np.array(tower.pixel_mean)) / np.array(tower.pixel_std)
     labels = np.full(batch.tokens.shape, -100)
     for row, learned in enumerate(batch.learned_index):
         labels[row, learned + 1] = batch.targets[row, learned]
@@ -159,17 +160,17 @@ def assert_equal_to_transformers(
     params = load(source, source.shapes, dtypes="float32")
     graphdef, _ = split(source.config.abstract())
     prefix = source.config.image_facts.tokens - source.config.vision.num_patches
-    batch = sample(prefix).map(jnp.asarray)
     tower = source.config.vision
+    batch = sample(prefix, tower.image_size)
     if capped is None:
-        output = their_output(model, sample(prefix), tower.pixel_mean, tower.pixel_std)
+        output = their_output(model, batch, tower)
     else:
         head = model.lm_head.forward
         model.lm_head.forward = lambda x: capped * torch.tanh(head(x) / capped)  # pyright: ignore
-        output = their_output(model, sample(prefix), tower.pixel_mean, tower.pixel_std)
+        output = their_output(model, batch, tower)
         model.lm_head.forward = head  # pyright: ignore
     with jax.default_matmul_precision("highest"):
-        (value, logits), gradients = our_output(graphdef, params, batch)
+        (value, logits), gradients = our_output(graphdef, params, batch.map(jnp.asarray))
         assert_remembers(merge(graphdef, params).llm)
     assert_close(logits, output.logits.detach().numpy(), "logits")
     assert_close(value, output.loss.item(), "loss")
