@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+TEXT, NEWLINE = -1, -2
+"""Values of `feature_index` where no image feature stands."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageFacts:
@@ -20,13 +23,15 @@ class ImageFacts:
     patch: int
     """Side of a patch, in pixels."""
     tokens: int
-    """Decoder positions that one image takes."""
+    """Features of one image: the decoder positions that it takes, unless it is a tile."""
     pad_color: tuple[int, int, int]
     """The colour that makes an image square: 255 x mean, cut to whole numbers."""
     pixel_mean: tuple[float, float, float]
     """Subtracted from pixels in [0, 1], per channel."""
     pixel_std: tuple[float, float, float]
     """Divides the pixels after that, per channel."""
+    grid: tuple[tuple[int, int], ...] | None = None
+    """Canvases (height, width) of which tiles are cut; None where a picture is one image."""
 
 
 class Batch(NamedTuple):
@@ -56,9 +61,10 @@ class Batch(NamedTuple):
     positions: Any
     """int32 [B, T]: restart with each sample."""
     images: Any
-    """uint8 [B, I, h, w, 3]; missing images are zeros."""
+    """uint8 [B, I, h, w, 3]; a tile is an image; missing ones are zeros."""
     feature_index: Any
-    """int32 [B, T]: -1 for text, else which of the row's I x P image features stands here."""
+    """int32 [B, T]: -1 for text, -2 for the end of a line of a picture that was cut into tiles,
+    else which of the row's I x P image features stands here."""
 
     def map(self, function: Callable[[Any], Any]) -> "Batch":
         """The batch with `function` applied to every field."""
@@ -79,5 +85,5 @@ def empty_rows(rows: int, length: int, learned: int, images: int, facts: ImageFa
         segment_ids=filled(0, length),
         positions=filled(0, length),
         images=np.zeros((rows, images, facts.size, facts.size, 3), np.uint8),
-        feature_index=filled(-1, length),
+        feature_index=filled(TEXT, length),
     )

@@ -4,19 +4,43 @@ The copy is written out here, apart from the package's tables, so that a test th
 with an independent truth.
 """
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+)
 
 from astrollava_jax.models import clip, llama, llava, projector
 
 IMAGE_ID, VOCABULARY = 61, 64
+GRID = ((28, 56), (56, 28), (56, 56), (84, 28))
+"""Of the model that sees pictures of any resolution."""
 
 
 def torch_model(seed: int = 0, tie: bool = False) -> LlavaForConditionalGeneration:
     """Three tower layers, two decoder layers, grouped queries; weights large enough to matter."""
+    return _built(LlavaForConditionalGeneration, LlavaConfig, seed, tie)
+
+
+def torch_next(seed: int = 0) -> LlavaNextForConditionalGeneration:
+    """The same as LLaVA-NeXT: with a grid, and a vector that ends a line."""
+    grid = [list(canvas) for canvas in GRID]
+    return _built(
+        LlavaNextForConditionalGeneration, LlavaNextConfig, seed, False, image_grid_pinpoints=grid
+    )
+
+
+def _built(model_class: Any, config_class: Any, seed: int, tie: bool, **options: Any) -> Any:
     torch.manual_seed(seed)
-    config = LlavaConfig(
+    config = config_class(
         vision_config=CLIPVisionConfig(
             hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
             image_size=28, patch_size=14, projection_dim=16,
@@ -27,9 +51,9 @@ def torch_model(seed: int = 0, tie: bool = False) -> LlavaForConditionalGenerati
             tie_word_embeddings=tie, max_position_embeddings=256,
         ),
         image_token_index=IMAGE_ID, tie_word_embeddings=tie,
-        vision_feature_layer=-2, vision_feature_select_strategy="default",
+        vision_feature_layer=-2, vision_feature_select_strategy="default", **options,
     )  # fmt: skip
-    model = LlavaForConditionalGeneration(config).eval().float()
+    model = model_class(config).eval().float()
     with torch.no_grad():
         for name, value in model.named_parameters():
             if value.ndim == 1:
@@ -53,8 +77,13 @@ def our_config(tie: bool = False) -> llava.LlavaConfig:
     )  # fmt: skip
 
 
+def next_config() -> llava.LlavaConfig:
+    """The shape of `torch_next` in our words."""
+    return dataclasses.replace(our_config(), grid=GRID)
+
+
 def by_address(tensors: dict[str, torch.Tensor], tie: bool = False) -> dict[str, np.ndarray]:
-    """Named tensors (weights or gradients) of `torch_model` under our addresses."""
+    """Named tensors (weights or gradients) of one of these models under our addresses."""
     t = {name: value.detach().numpy() for name, value in tensors.items()}
     config = our_config(tie)
     found = {**_tower(t, config.vision), **_decoder(t, config.llm)}
@@ -64,6 +93,8 @@ def by_address(tensors: dict[str, torch.Tensor], tie: bool = False) -> dict[str,
         name = f"model.multi_modal_projector.linear_{index + 1}"
         found[f"projector/layers_{index}/kernel"] = t[f"{name}.weight"].T
         found[f"projector/layers_{index}/bias"] = t[f"{name}.bias"]
+    if "model.image_newline" in t:
+        found["image_newline/embedding"] = t["model.image_newline"][None]
     return {address: np.ascontiguousarray(value) for address, value in found.items()}
 
 

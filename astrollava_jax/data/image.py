@@ -1,10 +1,11 @@
 """Decodes pictures and makes them the tower's square, bit for bit as transformers does with PIL.
 
-Three modes, the first two LLaVA's, the last SigLIP's own:
+Four modes, LLaVA's and SigLIP's own:
 
     pad      centre on a square of the longer side, filled with the mean colour; resize to `size`
     crop     resize the shorter side to `size`; cut the centre
     stretch  resize both sides to `size`
+    anyres   the whole, and tiles of it at a higher resolution: see `tiles`
 
 Source: `expand2square` of haotian-liu/LLaVA; CLIPImageProcessorPil, LlavaImageProcessorPil and
 SiglipImageProcessorPil of transformers 5. The uint8 pixels are equal to theirs. As there, EXIF
@@ -22,7 +23,10 @@ from PIL import Image
 
 from astrollava_jax.batch import ImageFacts
 
-Mode = Literal["pad", "crop", "stretch"]
+Square = Literal["pad", "crop", "stretch"]
+"""The modes in which a picture is one image."""
+
+Mode = Literal["pad", "crop", "stretch", "anyres"]
 
 MAX_PIXELS = 2**28
 """Most pixels that a picture may have, at any moment of its preparation: Pillow holds a pixel in
@@ -44,14 +48,13 @@ class ImageError(ValueError):
     """A picture that cannot be decoded, or is too large to be."""
 
 
-def prepare(encoded: bytes, mode: Mode, facts: ImageFacts) -> UInt8[np.ndarray, "h w 3"]:
+def prepare(encoded: bytes, mode: Square, facts: ImageFacts) -> UInt8[np.ndarray, "h w 3"]:
     """The picture as the tower's square of pixels, not yet normalised.
 
     Raises:
         ImageError: if the bytes are no picture that can be decoded, or it is too large.
     """
-    image = _decode(encoded)
-    return np.asarray(_SQUARES[mode](image, facts))
+    return np.asarray(_SQUARES[mode](decode(encoded), facts))
 
 
 def normalize(
@@ -66,16 +69,16 @@ def fit(encoded: bytes, size: int, mode: Mode) -> bytes:
     """The picture as records keep it: no larger than training at `size` pixels needs.
 
     A JPEG or PNG that is small enough stays as it is. Others are made RGB and shrunk until the
-    longer side (`pad`) or the shorter one (else) is `size`; what came as JPEG is written as JPEG
-    (quality 95, full chroma), the rest as PNG, without loss. Shrunk pictures give nearly the pixels
-    that the originals would have given, not the same bits.
+    longer side (the shorter one in `crop` and `stretch`) is `size`; what came as JPEG is written as
+    JPEG (quality 95, full chroma), the rest as PNG, without loss. Shrunk pictures give nearly the
+    pixels that the originals would have given, not the same bits.
 
     Raises:
         ImageError: if the bytes are no picture that can be decoded, or it is too large.
     """
-    image = _decode(encoded)
+    image = decode(encoded)
     stored_format = _format(encoded)
-    side = max(image.size) if mode == "pad" else min(image.size)
+    side = min(image.size) if mode in ("crop", "stretch") else max(image.size)
     if side <= size and stored_format in _STORED_FORMATS:
         return encoded
     if side > size:
@@ -88,8 +91,31 @@ def fit(encoded: bytes, size: int, mode: Mode) -> bytes:
     return content.getvalue()
 
 
-def _decode(encoded: bytes) -> Image.Image:
-    """The picture in RGB."""
+def size_of(encoded: bytes) -> tuple[int, int]:
+    """Height and width of a picture, as its header states them: nothing is decoded.
+
+    Raises:
+        ImageError: if the bytes begin no picture, or it is too large.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            _refuse_large(*image.size)
+            return image.height, image.width
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's readers raise nearly everything
+        raise ImageError(
+            f"cannot read the header of this picture of {len(encoded)} bytes: "
+            f"{type(error).__name__}: {error}"
+        ) from None
+
+
+def decode(encoded: bytes) -> Image.Image:
+    """The picture in RGB.
+
+    Raises:
+        ImageError: if the bytes are no picture that can be decoded, or it is too large.
+    """
     try:
         if encoded.startswith(_JPEG_START) and (pixels := _decode_jpeg(encoded)) is not None:
             return Image.fromarray(pixels)
@@ -168,7 +194,7 @@ def _stretch(image: Image.Image, facts: ImageFacts) -> Image.Image:
     return image.resize((facts.size, facts.size), Image.Resampling.BICUBIC)
 
 
-_SQUARES: dict[Mode, Callable[[Image.Image, ImageFacts], Image.Image]] = {
+_SQUARES: dict[Square, Callable[[Image.Image, ImageFacts], Image.Image]] = {
     "pad": _pad,
     "crop": _crop,
     "stretch": _stretch,

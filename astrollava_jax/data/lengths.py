@@ -1,7 +1,7 @@
 """How long every sample is: measured once, in parallel, and kept on disk.
 
 Packing needs only this of a record, and finding it means to tokenise everything; pictures are not
-decoded.
+decoded: of those that are cut into tiles the header is read.
 """
 
 import concurrent.futures
@@ -23,6 +23,7 @@ from astrollava_jax import files
 from astrollava_jax.data import chat
 from astrollava_jax.data import workers as worker_processes
 from astrollava_jax.data.example import Turn
+from astrollava_jax.data.image import ImageError
 from astrollava_jax.data.samples import Fault, Part, Reader
 from astrollava_jax.data.sources import TFRecordSource
 from astrollava_jax.data.tfrecord import CHECKSUMS
@@ -31,7 +32,7 @@ PARALLEL_FROM = 4000
 """Records above which worker processes are started: it takes them seconds to begin."""
 
 _CHUNK = 256
-_FORMAT = 1
+_FORMAT = 2
 _SHOWN = 10
 _PROBE = (Turn("human", "What is this?"), Turn("assistant", "A star.")) * 2
 _PROBED_BYTES = 1 << 16
@@ -45,6 +46,7 @@ class Lengths:
     tokens: Int32[np.ndarray, "records"]
     """Positions, after the cut at the row's length."""
     images: Int32[np.ndarray, "records"]
+    """A tile is an image."""
     learned: Int32[np.ndarray, "records"]
     """Positions with loss."""
     whole: Int32[np.ndarray, "records"]
@@ -58,8 +60,8 @@ class Lengths:
 
     @property
     def unreadable(self) -> tuple[Fault, ...]:
-        """The records that are damaged; the other faults are refusals of a template."""
-        return tuple(fault for fault in self.faults if not fault.record)
+        """The records that are damaged; the other faults are refusals."""
+        return tuple(fault for fault in self.faults if fault.damaged)
 
     def stretched(self, length: int) -> "Lengths":
         """What the lengths would be in longer rows: enough to tell how full these would be."""
@@ -136,6 +138,8 @@ def _key(reader: Reader, part: Part) -> str:
         reader.facts.tokens,
         reader.length,
     ]
+    if part.image == "anyres":
+        facts += [reader.facts.size, reader.facts.patch, reader.facts.grid]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
@@ -196,7 +200,8 @@ def _measure_chunk(reader: Reader, chunk: range) -> Lengths:
             name = content.id
             words = reader.words(record, content)
         except (ValueError, OSError) as error:
-            faults.append(Fault(name, reader.where(record), str(error)))
+            damaged = not name or isinstance(error, ImageError)
+            faults.append(Fault(name, reader.where(record), str(error), damaged))
             continue
         table["tokens"][row] = len(words.tokens)
         table["images"][row] = words.num_images
@@ -261,6 +266,8 @@ def _name(reader: Reader, record: int) -> str | None:
         return None
     try:
         whole = reader.words(record, content).whole
+    except ImageError:
+        return None
     except ValueError as error:
         return f"{error} ({reader.where(record)})"
     why = "the assistant says nothing"

@@ -35,7 +35,7 @@ class DataConfig:
     template: TemplateName
     """How a record is put into words."""
     image: Mode = "pad"
-    """How a picture is made square."""
+    """How a picture is made square; `anyres` cuts it into tiles, if the model has a grid."""
 
     def __post_init__(self):
         if not 0 < self.weight < math.inf:

@@ -39,7 +39,7 @@ class BatchConfig:
     packing: bool = True
     """Whether a row may hold several samples."""
     max_images: int | None = None
-    """Most images in a row; null for as many as fit."""
+    """Most images in a row, each tile counted; null for as many as fit."""
     rows_per_device: int | None = None
     """Rows that a device computes at a time; null for all of its rows."""
 

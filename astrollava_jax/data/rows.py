@@ -1,14 +1,16 @@
 """From samples to one row of a Batch: where each stands, what is learned, which pixels it sees."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 
-from astrollava_jax.batch import Batch, ImageFacts, empty_rows
+from astrollava_jax.batch import TEXT, Batch, ImageFacts, empty_rows
 from astrollava_jax.data.example import Example
+from astrollava_jax.data.image import ImageError
 from astrollava_jax.data.samples import Fault, Reader, Words
 
 
@@ -20,6 +22,7 @@ class Slot(NamedTuple):
     """Its number within the step."""
     tokens: int
     images: int
+    """A tile is an image."""
     learned: int
 
 
@@ -64,7 +67,7 @@ def build_row(samples: Sequence[Sample], shape: RowShape, facts: ImageFacts, pad
         row.segment_ids[here] = segment
         row.positions[here] = np.arange(len(words.tokens))
         row.feature_index[here] = np.where(
-            words.features < 0, -1, words.features + image * facts.tokens
+            words.features < 0, words.features, words.features + image * facts.tokens
         )
         # The loss on a token is at the position before it.
         places = position + np.flatnonzero(words.learned[1:])
@@ -109,17 +112,19 @@ class RowBuilder:
             words = found
             pixels = [
                 self._reader.pixels(slot.record, encoded)
-                for encoded in content.images[: found.num_images]
+                for encoded in content.images[: found.num_pictures]
             ]
         except (ValueError, OSError) as error:
             unlearned = dataclasses.replace(words, learned=np.zeros_like(words.learned))
             return Sample(slot, unlearned, ()), name or where, Fault(name, where, str(error))
-        return Sample(slot, words, tuple(pixels)), name, None
+        return Sample(slot, words, tuple(itertools.chain.from_iterable(pixels))), name, None
 
     def _refuses(self, slot: Slot, content: Example) -> bool:
         """Whether the template has no place for a record: told and allowed before step 1."""
         try:
             self._reader.words(slot.record, content)
+        except ImageError:
+            return False
         except ValueError:
             return True
         return False
@@ -129,7 +134,8 @@ class RowBuilder:
         return Words(
             tokens=np.full(slot.tokens, self._pad_id, np.int32),
             learned=np.zeros(slot.tokens, bool),
-            features=np.full(slot.tokens, -1, np.int32),
+            features=np.full(slot.tokens, TEXT, np.int32),
+            num_pictures=0,
             num_images=slot.images,
             whole=slot.tokens,
         )

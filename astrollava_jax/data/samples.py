@@ -11,13 +11,14 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Int32, UInt8
 
-from astrollava_jax.batch import ImageFacts
+from astrollava_jax.batch import TEXT, ImageFacts
 from astrollava_jax.data import chat, example
 from astrollava_jax.data.example import Example
-from astrollava_jax.data.image import Mode, prepare
+from astrollava_jax.data.image import Mode
 from astrollava_jax.data.mixture import TemplateName
 from astrollava_jax.data.pieces import Rendered
 from astrollava_jax.data.sources import TFRecordSource
+from astrollava_jax.data.tiles import Layout, grid_of, layout_of, prepare_tiles
 from astrollava_jax.data.tokenizer import Tokenizer
 
 
@@ -38,6 +39,8 @@ class Fault:
     """Its id, empty where it could not be read."""
     where: str
     why: str
+    damaged: bool = False
+    """Whether its bytes are at fault; else its template, or the row's length, refuses it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +59,11 @@ class Words:
     learned: Bool[np.ndarray, "T"]
     """True for a token that is to be predicted."""
     features: Int32[np.ndarray, "T"]
-    """-1 for text, else which of the sample's image features stands here."""
-    num_images: int
+    """As `feature_index` of `Batch`, counted within the sample."""
+    num_pictures: int
     """Of those that are left after the cut."""
+    num_images: int
+    """What the tower encodes for these: a tile is an image."""
     whole: int
     """Positions before the cut."""
 
@@ -69,21 +74,44 @@ class Words:
 
 
 def expand(
-    rendered: Rendered, image_id: int, image_tokens: int, length: int | None = None
+    rendered: Rendered,
+    image_id: int,
+    layouts: Sequence[Layout],
+    image_tokens: int,
+    length: int | None = None,
 ) -> Words:
-    """Gives every image its positions; cuts at `length`, or before an image that lies across it."""
-    is_image = rendered.tokens == image_id
-    repeats = np.where(is_image, image_tokens, 1)
-    stands = np.repeat(is_image, repeats)
-    stop = len(stands) if length is None else min(len(stands), length)
-    stop -= np.count_nonzero(stands[:stop]) % image_tokens
-    stands = stands[:stop]
+    """Gives every picture its positions; cuts at `length`, or before one that lies across it.
+
+    Args:
+        rendered: with one `image_id` per picture.
+        image_id: what stands for a picture.
+        layouts: of the pictures.
+        image_tokens: features of one image.
+        length: of a row; None for no cut.
+    """
+    is_picture = rendered.tokens == image_id
+    assert np.count_nonzero(is_picture) == len(layouts)
+    repeats = np.ones(len(is_picture), np.int64)
+    repeats[is_picture] = [len(layout.features) for layout in layouts]
+    ends = np.cumsum(repeats)
+    starts, whole = ends - repeats, int(repeats.sum())
+    stop = whole if length is None else min(whole, length)
+    stop = int(min([stop, *starts[is_picture & (starts < stop) & (ends > stop)]]))
+    features = np.full(whole, TEXT, np.int32)
+    images = 0
+    for start, layout in zip(starts[is_picture], layouts):
+        shifted = layout.features + images * image_tokens
+        here = slice(start, start + len(shifted))
+        features[here] = np.where(layout.features < 0, layout.features, shifted)
+        images += layout.tiles
+    num_pictures = int(np.count_nonzero(is_picture & (ends <= stop)))
     return Words(
         tokens=np.repeat(rendered.tokens, repeats)[:stop].astype(np.int32),
-        learned=np.repeat(rendered.learned, repeats)[:stop] & ~stands,
-        features=np.where(stands, np.cumsum(stands) - 1, -1).astype(np.int32),
-        num_images=int(np.count_nonzero(stands)) // image_tokens,
-        whole=int(repeats.sum()),
+        learned=np.repeat(rendered.learned & ~is_picture, repeats)[:stop],
+        features=features[:stop],
+        num_pictures=num_pictures,
+        num_images=sum(layout.tiles for layout in layouts[:num_pictures]),
+        whole=whole,
     )
 
 
@@ -91,15 +119,19 @@ class Reader:
     """Makes samples of the records of a mixture, by record id; travels to worker processes.
 
     Raises:
-        ValueError: if an image does not fit into `length` positions with a word beside it.
+        ValueError: if an image does not fit into `length` positions with a word beside it, or
+            pictures are to be cut into tiles and the model has no grid.
     """
 
     def __init__(self, parts: Sequence[Part], tokenizer: Tokenizer, facts: ImageFacts, length: int):
+        # Of any resolution too: so many may be left of a picture that is a thin line.
         if length < facts.tokens + 2:
             raise ValueError(
                 f"batch.length is {length}, but one image takes {facts.tokens} positions and needs "
                 f"a token before and after it: make the length at least {facts.tokens + 2}"
             )
+        if any(part.image == "anyres" for part in parts):
+            grid_of(facts)
         self.parts = tuple(parts)
         self.tokenizer = tokenizer
         self.facts = facts
@@ -122,7 +154,9 @@ class Reader:
         """The record's tokens.
 
         Raises:
-            ValueError: if the template has no place for what the record holds.
+            ImageError: if a picture is to be cut into tiles and its size cannot be read.
+            ValueError: if the template has no place for what the record holds, or no row for one
+                of its pictures.
         """
         part, _ = self._locate(record)
         rendered = chat.render(
@@ -133,21 +167,34 @@ class Reader:
             self.tokenizer,
             len(content.images),
         )
-        return expand(rendered, self.tokenizer.image_id, self.facts.tokens, self.length)
+        layouts = [layout_of(encoded, part.image, self.facts) for encoded in content.images]
+        self._check_fits(content.id, layouts)
+        image_id, image_tokens = self.tokenizer.image_id, self.facts.tokens
+        return expand(rendered, image_id, layouts, image_tokens, self.length)
 
-    def pixels(self, record: int, encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:
-        """One of the record's pictures, as the tower wants it.
+    def pixels(self, record: int, encoded: bytes) -> UInt8[np.ndarray, "tiles h w 3"]:
+        """One of the record's pictures, as the images that the tower wants.
 
         Raises:
             ImageError: if it cannot be decoded.
         """
         part, _ = self._locate(record)
-        return prepare(encoded, part.image, self.facts)
+        return prepare_tiles(encoded, part.image, self.facts)
 
     def where(self, record: int) -> str:
         """Where the record stands, for a person."""
         part, number = self._locate(record)
         return part.source.where(number)
+
+    def _check_fits(self, name: str, layouts: Sequence[Layout]) -> None:
+        for number, layout in enumerate(layouts):
+            needed = len(layout.features) + 2
+            if needed > self.length:
+                raise ValueError(
+                    f"record {name!r}: its image {number} takes {needed - 2} positions and needs a "
+                    f"token before and after it, but batch.length is {self.length}: make that at "
+                    f"least {needed}"
+                )
 
     def _locate(self, record: int) -> tuple[Part, int]:
         part = bisect_right(self._starts, record) - 1

@@ -95,7 +95,7 @@ def _features(model: Any, batch: Batch, dtype: str) -> Float[Array, "B IP D"]:
 def batches(
     prompts: Sequence[Prompt], room: int, facts: ImageFacts, mesh: Mesh | None = None
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Prompts of like length and equally many images together; answers will take `room`.
+    """Prompts of like length and like numbers of images together; answers will take `room`.
 
     Yields the numbers of the prompts, and the batch whose first rows they are. A prompt is padded
     to the same length in whatever company it comes.

@@ -13,9 +13,10 @@ from PIL import Image
 from astrollava_jax import files
 from astrollava_jax.batch import Batch, ImageFacts, empty_rows
 from astrollava_jax.data.example import IMAGE_MARKER
-from astrollava_jax.data.image import Mode, prepare
+from astrollava_jax.data.image import Mode
 from astrollava_jax.data.pieces import Rendered
 from astrollava_jax.data.samples import expand
+from astrollava_jax.data.tiles import layout_of, prepare_tiles
 
 Picture = bytes | str | PathLike[str] | Image.Image | Any
 """An encoded file's bytes, a path, a PIL image, or an array of uint8 `[h, w]` or `[h, w, channels]`
@@ -30,13 +31,19 @@ class Prompt:
 
     tokens: Int32[np.ndarray, "T"]
     feature_index: Int32[np.ndarray, "T"]
-    """-1 for text, else which of the prompt's image features stands here."""
+    """As `feature_index` of `Batch`, counted within the prompt."""
     images: tuple[UInt8[np.ndarray, "h w 3"], ...]
+    """What the tower encodes: one per picture, or all of its tiles."""
 
     @property
     def places(self) -> int:
-        """Images that its row has room for: at least one, as a tower takes no empty stack."""
-        return max(1, len(self.images))
+        """Images that its row has room for, the next of few numbers: 1 2 3 4 6 8 12 16 24 32.
+
+        At least one, as a tower takes no empty stack; and few, as each is compiled anew.
+        """
+        count = max(1, len(self.images))
+        step = 2 ** max(0, (count - 1).bit_length() - 2)
+        return -(-count // step) * step
 
 
 def make_prompt(
@@ -54,11 +61,16 @@ def make_prompt(
             f"expected one picture per {IMAGE_MARKER} marker, found {markers} marker(s) and "
             f"{len(pictures)} picture(s)"
         )
-    words = expand(Rendered(tokens, np.zeros(len(tokens), bool)), image_id, facts.tokens)
+    contents = [encoded(picture) for picture in pictures]
+    layouts = [layout_of(content, mode, facts) for content in contents]
+    rendered = Rendered(tokens, np.zeros(len(tokens), bool))
+    words = expand(rendered, image_id, layouts, facts.tokens)
     return Prompt(
         tokens=words.tokens,
         feature_index=words.features,
-        images=tuple(prepare(encoded(picture), mode, facts) for picture in pictures),
+        images=tuple(
+            image for content in contents for image in prepare_tiles(content, mode, facts)
+        ),
     )
 
 

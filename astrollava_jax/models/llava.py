@@ -1,6 +1,8 @@
 """LLaVA: encode the pictures, project them, place them among the words, decode.
 
 Source: LLaVA 1.5 (arXiv 2310.03744); `llava_arch.py` of haotian-liu/LLaVA, with static shapes.
+LLaVA-NeXT, which sees pictures of any resolution, differs here by one vector: all else of it is in
+the numbers of `feature_index` (see `data.tiles`).
 """
 
 from typing import Annotated, Any, Literal
@@ -11,11 +13,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 from pydantic import Field
 
-from astrollava_jax.batch import Batch, ImageFacts
+from astrollava_jax.batch import NEWLINE, Batch, ImageFacts
 from astrollava_jax.config import config
 from astrollava_jax.models.clip import ClipConfig
 from astrollava_jax.models.gemma2 import Gemma2Config
-from astrollava_jax.models.layers import Remat, gather_rows
+from astrollava_jax.models.layers import Embedding, Remat, gather_rows
 from astrollava_jax.models.llama import LlamaConfig
 from astrollava_jax.models.phi3 import Phi3Config
 from astrollava_jax.models.projector import IdentityConfig, LinearConfig, MlpConfig
@@ -38,6 +40,9 @@ class LlavaConfig:
     """Which hidden states of the tower are read: -2 = the output of the last block but one."""
     select_feature: Literal["patch", "cls_patch"] = "patch"
     """`patch` drops the class token, where there is one."""
+    grid: tuple[tuple[int, int], ...] | None = None
+    """Canvases (height, width), in pixels, of which tiles are cut: LLaVA-NeXT's
+    `image_grid_pinpoints`. None = LLaVA 1.5, where a picture is one square image."""
 
     def __post_init__(self):
         depth = self.vision.num_layers
@@ -48,6 +53,22 @@ class LlavaConfig:
         if self.select_feature == "cls_patch" and not self.vision.num_prefix:
             raise ValueError(
                 f"select_feature cls_patch: a {self.vision.type} has no class token; say patch"
+            )
+        if self.grid is not None:
+            self._check_grid(self.grid)
+
+    def _check_grid(self, grid: tuple[tuple[int, int], ...]) -> None:
+        size, patch = self.vision.image_size, self.vision.patch_size
+        wrong = [c for c in grid if not all(side > 0 and side % size == 0 for side in c)]
+        if wrong or not grid:
+            raise ValueError(
+                f"grid: expected canvases (height, width) of multiples of the tower's {size} "
+                f"pixels, found {', '.join(map(str, wrong)) or 'none'}"
+            )
+        if self.select_feature != "patch" or size % patch:
+            raise ValueError(
+                "a grid lays features out as lines of patches: it needs select_feature patch and "
+                f"patches that fill the image, found {self.select_feature} and {patch} in {size}"
             )
 
     @property
@@ -62,6 +83,7 @@ class LlavaConfig:
             pad_color=tuple(int(255 * mean) for mean in vision.pixel_mean),  # pyright: ignore
             pixel_mean=vision.pixel_mean,
             pixel_std=vision.pixel_std,
+            grid=self.grid,
         )
 
     def build(self, rngs: nnx.Rngs) -> "Llava":
@@ -74,7 +96,11 @@ class LlavaConfig:
 
 
 class Llava(nnx.Module):
-    """The whole model. Its parts are `vision`, `projector` and `llm`."""
+    """The whole model. Its parts are `vision`, `projector` and `llm`.
+
+    With a grid there is a vector besides, `image_newline`: it ends each line of a picture that was
+    cut into tiles.
+    """
 
     def __init__(self, config: LlavaConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -83,6 +109,10 @@ class Llava(nnx.Module):
             config.vision.embed_dim, config.llm.embed_dim, rngs=rngs
         )
         self.llm = config.llm.build(rngs)
+        dim, axes = config.llm.embed_dim, (None, "embed")
+        self.image_newline = (
+            Embedding(1, dim, axes, scale=dim**-0.5, rngs=rngs) if config.grid else None
+        )
 
     def encode(self, images: UInt8[Array, "M h w 3"], dtype: Any) -> Float[Array, "M P D"]:
         """Image features in the decoder's width."""
@@ -100,7 +130,11 @@ class Llava(nnx.Module):
         """Embedded words, with image features where `feature_index` says so."""
         words = self.llm.embed(tokens, features.dtype)
         pictures = gather_rows(features, jnp.maximum(feature_index, 0))
-        return jnp.where((feature_index >= 0)[..., None], pictures, words)
+        placed = jnp.where((feature_index >= 0)[..., None], pictures, words)
+        if self.image_newline is None:
+            return placed
+        newline = self.image_newline(jnp.zeros((), jnp.int32), features.dtype)
+        return jnp.where((feature_index == NEWLINE)[..., None], newline, placed)
 
     def __call__(self, batch: Batch, *, dtype: Any, remat: Remat = "none") -> Float[Array, "B T D"]:
         """The last hidden states of a batch, computed in `dtype`."""

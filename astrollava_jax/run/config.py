@@ -28,6 +28,9 @@ class InitConfig:
     """A vision tower's directory; it also completes a `model` that lacks its tower."""
     llm: str | None = None
     """A language model's directory."""
+    grid: tuple[tuple[int, int], ...] | None = None
+    """Canvases (height, width) for pictures of any resolution, in multiples of the tower's size;
+    unset = the model's own, if it has some. To a model without any they add `image_newline`."""
     fresh: tuple[str, ...] = ()
     """Patterns of parameters that are made anew, from the seed."""
 

@@ -4,9 +4,10 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Bool, Int32
 from rich.text import Text
 
-from astrollava_jax.batch import Batch
+from astrollava_jax.batch import TEXT, Batch
 from astrollava_jax.data.tokenizer import Tokenizer
 
 OPEN, CLOSE = "«", "»"
@@ -32,15 +33,16 @@ def sample_text(
         row: in this row,
         segment: under this number.
         tokenizer: made its ids.
-        image_tokens: positions of an image.
+        image_tokens: features of an image.
     """
     places = np.flatnonzero(batch.segment_ids[row] == segment)
     index = batch.learned_index[row]
     # The loss at a position is on the token after it.
     learned = np.isin(places, index[index >= 0] + 1)
-    images = batch.feature_index[row, places] >= 0
-    ids = np.where(images, -1, batch.tokens[row, places])
-    pieces = _pieces(ids.tolist(), learned.tolist(), tokenizer, image_tokens)
+    features = batch.feature_index[row, places]
+    numbers = np.cumsum(_begins_picture(features, image_tokens))
+    ids = np.where(features == TEXT, batch.tokens[row, places], -numbers)
+    pieces = _pieces(ids.tolist(), learned.tolist(), tokenizer)
     text = Text()
     for marked, group in itertools.groupby(pieces, key=lambda piece: piece[1]):
         content = "".join(content for content, _ in group).replace("\n", f"{NEW_LINE}\n")
@@ -54,10 +56,20 @@ def sample_text(
     return text
 
 
-def _pieces(
-    ids: Sequence[int], learned: Sequence[bool], tokenizer: Tokenizer, image_tokens: int
-) -> Iterator[Piece]:
-    """The stretches of a sample; an id of -1 is an image's position."""
+def _begins_picture(features: Int32[np.ndarray, "T"], image_tokens: int) -> Bool[np.ndarray, "T"]:
+    """Where pictures begin: there the features of a whole image follow each other.
+
+    Of tiles only a line follows, before the next tile's line or a newline.
+    """
+    begins = (features >= 0) & (features % image_tokens == 0)
+    for place in np.flatnonzero(begins):
+        run = features[place : place + image_tokens] - features[place]
+        begins[place] = np.array_equal(run, np.arange(image_tokens))
+    return begins
+
+
+def _pieces(ids: Sequence[int], learned: Sequence[bool], tokenizer: Tokenizer) -> Iterator[Piece]:
+    """The stretches of a sample; an id below 0 stands at the positions of one picture."""
     literals = {token_id: literal for literal, token_id in tokenizer.special_ids.items()}
     tokens = zip(ids, learned)
     for shown, group in itertools.groupby(tokens, key=lambda t: t[0] < 0 or t[0] in literals):
@@ -68,7 +80,7 @@ def _pieces(
         for token_id, run in itertools.groupby(group):
             count = len(list(run))
             if token_id[0] < 0:
-                yield f"<image x{image_tokens}>" * (count // image_tokens), False
+                yield f"<image x{count}>", False
             else:
                 yield literals[token_id[0]] * count, token_id[1]
 

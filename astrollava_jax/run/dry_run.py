@@ -135,8 +135,8 @@ def _fullness(console: Console, run: RunConfig, stage: Stage, data: Data) -> Non
     console.print(table)
     shape = data.plan.shape
     console.print(
-        f"filled counts empty rows too; a row holds up to {shape.images} images and "
-        f"{shape.learned} learned positions; a step is {stage.micro_batches} micro-batch(es)"
+        f"filled counts empty rows too; a row holds up to {shape.images} images (each tile is one) "
+        f"and {shape.learned} learned positions; a step is {stage.micro_batches} micro-batch(es)"
     )
 
 

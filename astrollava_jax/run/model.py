@@ -8,7 +8,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from astrollava_jax import files
-from astrollava_jax.data.image import ImageError, prepare
+from astrollava_jax.data.image import ImageError
+from astrollava_jax.data.tiles import prepare_tiles
 from astrollava_jax.inference.model import Dtype, Model
 from astrollava_jax.models.llava import logical_axes
 from astrollava_jax.params import split
@@ -119,7 +120,7 @@ def _picture(opened: Opened, path: str) -> bytes:
     """The bytes of a picture that can be decoded."""
     content = files.read_bytes(path)
     try:
-        prepare(content, opened.image_mode, opened.source.config.image_facts)
+        prepare_tiles(content, opened.image_mode, opened.source.config.image_facts)
     except ImageError as error:
         raise ValueError(f"{path}: {error}; give another picture") from None
     return content

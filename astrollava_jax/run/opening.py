@@ -17,6 +17,7 @@ from astrollava_jax.training.checkpoint import Trained
 from astrollava_jax.weights.directory import join, open_model, recognise
 from astrollava_jax.weights.llava import DECODER, TOWER
 from astrollava_jax.weights.load import load as load_weights
+from astrollava_jax.weights.regrid import regrid
 from astrollava_jax.weights.source import Overlay, Source
 
 Bases = Sequence[str]
@@ -93,7 +94,23 @@ def reopen(run: RunConfig, bases: Bases) -> Opened | None:
 
 
 def open_init(init: InitConfig, bases: Bases = ()) -> Opened:
-    """Opens what a run starts from; `bases` say where the original stands now, if it moved."""
+    """Opens what a run starts from; `bases` say where the original stands now, if it moved.
+
+    Raises:
+        ValueError: if `init.grid` is none for this tower.
+    """
+    opened = _open_parts(init, bases)
+    if init.grid is None:
+        return opened
+    return dataclasses.replace(
+        opened,
+        source=regrid(opened.source, init.grid),
+        base=regrid(opened.base, init.grid),
+        init=dataclasses.replace(opened.init, grid=init.grid),
+    )
+
+
+def _open_parts(init: InitConfig, bases: Bases) -> Opened:
     if directory.run_folder(init.model) is not None:
         assert init.model is not None
         return open_any(init.model, vision=init.vision, bases=bases)
@@ -173,4 +190,4 @@ def _same_kind(before: InitConfig, now: InitConfig, what: str) -> InitConfig:
             f"{what} begins from {stood}: say where that stands now, by --base MODEL for one model "
             "or by --base TOWER --base DECODER for two parts"
         )
-    return now
+    return dataclasses.replace(now, grid=before.grid)

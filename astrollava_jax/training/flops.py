@@ -32,6 +32,7 @@ class Work:
     attended: int
     """Pairs (query, key) inside samples, not later than the query."""
     images: int
+    """What the tower encodes: a tile is an image."""
 
 
 def peak_flops() -> float | None:

@@ -15,7 +15,7 @@ from astrollava_jax.weights.binding import Ignored
 from astrollava_jax.weights.family import family_of
 from astrollava_jax.weights.layout import Foreign, Row, Shape, expand
 
-PARTS = ("vision", "projector", "llm")
+PARTS = ("vision", "projector", "llm", "image_newline")
 """The first words of all addresses."""
 
 _BUFFERS: Ignored = (
@@ -40,6 +40,7 @@ class Layout:
         vision: what stands before the tower's names.
         projector: what stands before the projector's names.
         linears: the beginnings of the names of a projector's linear maps.
+        image_newline: the name of that vector, which a model with a grid has.
         ignored: what is left out on reading, with the reason.
     """
 
@@ -48,6 +49,7 @@ class Layout:
     vision: tuple[str, ...] = ()
     projector: tuple[str, ...] = ()
     linears: Callable[[str, LlavaConfig], Sequence[str]] = lambda start, config: ()
+    image_newline: tuple[str, ...] = ()
     ignored: Ignored = _BUFFERS
 
     @property
@@ -59,7 +61,12 @@ class Layout:
         self, part: str, config: LlavaConfig, names: Collection[str] | None = None
     ) -> tuple[Row, ...]:
         """The table of one part: that in which most `names` stand, or the one to write."""
-        tables = {"llm": self._llm, "vision": self._vision, "projector": self._projector}
+        tables = {
+            "llm": self._llm,
+            "vision": self._vision,
+            "projector": self._projector,
+            "image_newline": self._image_newline,
+        }
         spelled = tables[part](config)
         if names is None:
             return spelled[0]
@@ -96,6 +103,10 @@ class Layout:
     def _projector(self, config: LlavaConfig) -> list[tuple[Row, ...]]:
         return [projector.rows(self.linears(start, config)) for start in self.projector]
 
+    def _image_newline(self, config: LlavaConfig) -> list[tuple[Row, ...]]:
+        rows = [Row("image_newline/embedding", name, "d -> 1 d") for name in self.image_newline]
+        return [(row,) if config.grid else () for row in rows]
+
 
 def with_vocabulary(config: LlavaConfig, rows: int) -> LlavaConfig:
     """The config of a model whose tables of words have so many rows."""
@@ -108,6 +119,7 @@ def sizes(config: LlavaConfig) -> dict[str, Mapping[str, int]]:
         "vision": family_of(config.vision).sizes(config.vision),
         "projector": projector.sizes(config),
         "llm": family_of(config.llm).sizes(config.llm),
+        "image_newline": {"d": config.llm.embed_dim},
     }
 
 
@@ -149,6 +161,7 @@ HF = Layout(
     ),
     projector=("multi_modal_projector.", "model.multi_modal_projector."),
     linears=_hf_linears,
+    image_newline=("image_newline", "model.image_newline"),
 )
 ORIGINAL = Layout(
     name="llava",
@@ -156,6 +169,7 @@ ORIGINAL = Layout(
     vision=("model.vision_tower.vision_tower.vision_model.", "model.vision_tower.vision_tower."),
     projector=("model.mm_projector.",),
     linears=_original_linears,
+    image_newline=("model.image_newline",),
 )
 DECODER = Layout(name="decoder", llm=(("model.", "lm_head."),))
 TOWER = Layout(name="tower", vision=("vision_model.", ""), ignored=_BUFFERS + _OTHER_HALF)

@@ -10,6 +10,7 @@ from astrollava_jax.data.rows import RowBuilder, RowShape, Sample, Slot, build_r
 from astrollava_jax.data.samples import Part, Reader, expand
 from astrollava_jax.data.sources import TFRecordSource
 from astrollava_jax.data.tfrecord import write_set
+from astrollava_jax.data.tiles import one_image
 
 PAD, IMAGE = 0, 9
 FACTS = small_set.FACTS  # two positions per image
@@ -17,7 +18,8 @@ FACTS = small_set.FACTS  # two positions per image
 
 def words(tokens, learned, length=99):
     rendered = Rendered(np.array(tokens, np.int32), np.array(learned, bool))
-    return expand(rendered, IMAGE, FACTS.tokens, length)
+    layouts = [one_image(FACTS)] * tokens.count(IMAGE)
+    return expand(rendered, IMAGE, layouts, FACTS.tokens, length)
 
 
 def sample(number, tokens, learned, pixels=()):

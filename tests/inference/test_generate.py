@@ -11,8 +11,11 @@ import tokenizers
 import torch
 from PIL import Image
 from tiny_llava import assert_close
-from transformers import LlavaProcessor, PreTrainedTokenizerFast
+from transformers import LlavaNextProcessor, LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import (
+    LlavaNextImageProcessorPil,
+)
 
 from astrollava_jax.data.tokenizer import Tokenizer
 from astrollava_jax.inference import generate
@@ -204,6 +207,40 @@ def test_every_form_of_a_picture_is_the_same_picture(model, tmp_path):
     ]
     ours = model.logits(forms, ["<image> a"] * len(forms))
     assert (ours == ours[0]).all()
+
+
+def test_pictures_of_any_resolution_are_seen_as_transformers_sees_them(model, folder):
+    theirs, config = tiny_llava.torch_next(), tiny_llava.next_config()
+    processor = LlavaNextProcessor(
+        image_processor=LlavaNextImageProcessorPil(
+            size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28},
+            image_grid_pinpoints=theirs.config.image_grid_pinpoints,
+        ),
+        tokenizer=PreTrainedTokenizerFast.from_pretrained(folder), patch_size=14,
+        vision_feature_select_strategy="default", image_token="<image>",
+        num_additional_image_tokens=1,
+    )  # fmt: skip
+    numbers = tiny_llava.by_address(dict(theirs.named_parameters()))
+    ours = dataclasses.replace(
+        model, config=config, graphdef=split(config.abstract())[0], image_mode="anyres",
+        params={address: jnp.asarray(value) for address, value in numbers.items()},
+    )  # fmt: skip
+    pictures = [[picture(0, 90, 60)], [picture(1, 90, 62)], [picture(2, 30, 80), picture(3)]]
+    texts = [PROMPTS[0], PROMPTS[0], "USER : <image> and <image> how many ? ASSISTANT :"]
+    made = [ours._literally(*pair) for pair in zip(texts, pictures)]
+    assert [len(prompt.images) for prompt in made] == [5, 5, 4 + 5]
+    with torch.no_grad():
+        expected = [
+            theirs(**inputs(processor, text, shown)).logits[0].numpy()
+            for text, shown in zip(texts, pictures)
+        ]
+    for row, want in zip(ours.logits(pictures, texts), expected):
+        assert_close(row[: len(want)], want, "logits")
+    stops = (2,)
+    said = ours.generate([pictures[0]], ["what is this ?"], max_new_tokens=6)
+    asked = "USER : <image>\nwhat is this ? ASSISTANT :"
+    ids = their_answer(theirs, processor, asked, pictures[0], stops, 6)
+    assert said == [processor.tokenizer.decode(ids, skip_special_tokens=True)] and len(ids) == 6
 
 
 def test_four_devices_answer_as_one(model):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -5,7 +7,13 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from astrollava_jax.batch import ImageFacts
 from astrollava_jax.data.image import prepare
-from astrollava_jax.inference.prompt import encoded, make_prompt, pictures_per_prompt, to_batch
+from astrollava_jax.inference.prompt import (
+    Prompt,
+    encoded,
+    make_prompt,
+    pictures_per_prompt,
+    to_batch,
+)
 
 FACTS = ImageFacts(
     size=4,
@@ -38,6 +46,27 @@ def test_rows_are_right_padded_and_their_positions_go_on():
     assert batch.tokens[:2].tolist() == [[1, 2, 0, 0, 0, 0, 0, 0], [1, 9, 9, 9, 9, 0, 0, 0]]
     assert batch.feature_index[1].tolist() == [-1, 0, 1, 2, 3, -1, -1, -1]
     assert (batch.images[1, 0] == noise(4, 4, 3)).all() and not batch.images[0].any()
+
+
+def test_tiles_stand_where_their_picture_does():
+    facts = dataclasses.replace(FACTS, grid=((4, 8), (8, 4)))
+    wide = noise(4, 8, 3)
+    prompt = make_prompt([1, IMAGE, 5], [wide], IMAGE, "anyres", facts)
+    assert prompt.feature_index.tolist() == [
+        -1, 0, 1, 2, 3, 4, 5, 8, 9, -2, 6, 7, 10, 11, -2, -1,
+    ]  # fmt: skip
+    assert len(prompt.images) == 3
+    assert (np.concatenate(prompt.images[1:], axis=1) == wide).all()
+
+
+def test_few_numbers_of_images_hold_everything():
+    images = [noise(4, 4, 3)] * 50
+    rooms = [
+        Prompt(np.zeros(1, np.int32), np.zeros(1, np.int32), tuple(images[:count])).places
+        for count in range(51)
+    ]
+    assert all(room >= count for count, room in enumerate(rooms))
+    assert sorted(set(rooms)) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA", "CMYK"])

@@ -15,6 +15,7 @@ from astrollava_jax.data import chat
 from astrollava_jax.data.example import Turn
 from astrollava_jax.data.rows import RowShape, Sample, Slot, build_row
 from astrollava_jax.data.samples import expand
+from astrollava_jax.data.tiles import one_image
 from astrollava_jax.data.tokenizer import Tokenizer
 from astrollava_jax.run.decoded import sample_text
 from astrollava_jax.run.dry_run import verdict
@@ -116,7 +117,8 @@ def batch_of(tokenizer: Tokenizer, template: str, *num_images: int) -> Batch:
     for number, images in enumerate(num_images):
         turns = DIALOGUE if images == 1 else DIALOGUE[2:]
         rendered = chat.render("x", turns, "two stars.", template, tokenizer, images)
-        words = expand(rendered, tokenizer.image_id, FACTS.tokens, 1000)
+        layouts = [one_image(FACTS)] * images
+        words = expand(rendered, tokenizer.image_id, layouts, FACTS.tokens, 1000)
         slot = Slot(number, number, len(words.tokens), images, words.num_learned)
         samples.append(Sample(slot, words, ()))
     row = build_row(samples, RowShape(1000, 500, 4), FACTS, tokenizer.pad_id)

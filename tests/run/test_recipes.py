@@ -1,4 +1,4 @@
-"""The four recipe files: steps, rates and fates as published, and each of them as it resolves."""
+"""The recipe files: steps, rates and fates as published, and each of them as it resolves."""
 
 import dataclasses
 import math
@@ -30,7 +30,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "configs"
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """What the scripts of LLaVA-1.5 and AstroLLaVA state, or follow from what they state."""
+    """What LLaVA-1.5, LLaVA-NeXT and AstroLLaVA state, or what follows from what they state."""
 
     records: int
     samples: int
@@ -39,6 +39,7 @@ class Published:
     template: str
     image: str
     rates: dict[str, float]
+    length: int = 2048
 
 
 ALIGN = {"template": "plain", "image": "crop", "rates": {"projector": 1e-3}}
@@ -47,15 +48,26 @@ INSTRUCT = {
     "image": "pad",
     "rates": {"projector": 2e-5, "llm": 2e-5},
 }
+NEXT_ALIGN = ALIGN | {"image": "anyres", "length": 4096}
+NEXT_INSTRUCT = INSTRUCT | {
+    "image": "anyres",
+    "length": 4096,
+    "rates": {"projector": 2e-5, "llm": 2e-5, "vision": 2e-6},
+}
 PUBLISHED = {
     "stage1_align": Published(558_128, 256, 2181, 66, **ALIGN),
     "stage2_instruct": Published(665_298, 128, 5198, 156, **INSTRUCT),
     "astro_stage1": Published(29_783, 128, 233, 7, **ALIGN),
     "astro_stage2": Published(29_783, 64, 466, 14, **INSTRUCT),
+    "astro_next_stage1": Published(29_783, 256, 117, 4, **NEXT_ALIGN),
+    "astro_next_stage2": Published(29_783, 128, 233, 7, **NEXT_INSTRUCT),
 }
 
 NUMBERS = {"projector": 20_979_712, "llm": 6_738_939_904, "vision": 303_507_456}
 """Parameters of LLaVA-1.5-7B with 32,064 words."""
+
+GRID = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
+"""LLaVA-NeXT's image_grid_pinpoints."""
 
 
 @pytest.fixture(params=PUBLISHED)
@@ -110,19 +122,22 @@ def test_rates_are_the_published_ones(run, published):
         assert float(rate(jnp.int32(step))) == pytest.approx(expected, abs=1e-6), step
 
 
-def test_fates_are_the_published_ones(run, published):
-    shapes = llava.shapes(llava_1_5_7b())
+def test_fates_are_the_published_ones(name, run, published):
+    newline = {"image_newline": 4096} if "next" in name else {}
+    shapes = llava.shapes(llava_1_5_7b(GRID if newline else None))
     fates = run.optimizer.fates(shapes)
-    found = dict.fromkeys(NUMBERS, 0)
+    found = dict.fromkeys(NUMBERS | newline, 0)
     for address, fate in fates.items():
         part = address.split("/")[0]
-        assert fate == (part if part in published.rates else "frozen")
+        group = "projector" if part == "image_newline" else part
+        assert fate == (group if group in published.rates else "frozen")
         found[part] += math.prod(shapes[address])
-    assert found == NUMBERS
+    assert found == NUMBERS | newline
 
 
-def llava_1_5_7b() -> LlavaConfig:
+def llava_1_5_7b(grid=None) -> LlavaConfig:
     return LlavaConfig(
+        grid=grid,
         vision=ClipConfig(
             image_size=336, patch_size=14, embed_dim=1024, mlp_dim=4096, num_layers=24, num_heads=16
         ),
@@ -137,7 +152,7 @@ def llava_1_5_7b() -> LlavaConfig:
 def test_everything_else_is_the_published_one(run, published):
     (data,) = run.data
     assert (data.template, data.image, data.weight) == (published.template, published.image, 1.0)
-    assert (run.epochs, run.batch.length) == (1, 2048)
+    assert (run.epochs, run.batch.length) == (1, published.length)
     optimizer = run.optimizer
     assert (optimizer.betas, optimizer.eps) == ((0.9, 0.999), 1e-8)
     assert (optimizer.weight_decay, optimizer.clip_norm) == (0.0, None)
@@ -145,8 +160,12 @@ def test_everything_else_is_the_published_one(run, published):
     assert (run.precision.compute, run.precision.trainable) == ("bfloat16", "float32")
 
 
-def test_only_the_first_recipe_begins_with_a_fresh_projector(name, run):
-    assert run.init.fresh == (("projector/.*",) if name == "stage1_align" else ())
+FRESH = {"stage1_align": ("projector/.*",), "astro_next_stage1": ("image_newline/.*",)}
+
+
+def test_what_the_model_lacks_is_fresh(name, run):
+    assert run.init.fresh == FRESH.get(name, ())
+    assert run.init.grid == (GRID if name == "astro_next_stage1" else None)
     assert (run.init.model is None) == (name == "stage1_align")
 
 
@@ -177,13 +196,17 @@ def test_a_dry_run_tells_steps_and_samples(name, published, stand_ins, tmp_path,
         argv += ["--init.vision", str(stand_ins / "clip"), "--init.llm", str(stand_ins / "llm")]
     else:
         argv += ["--init.model", str(stand_ins / "hf")]
+    if "next" in name:
+        argv += ["--init.grid", "[[28, 56], [56, 28]]", "--init.fresh", "[image_newline/.*]"]
     assert main(argv) == 0
     said = capsys.readouterr().out
     steps, last = divmod(300, published.samples)
     assert f"steps: {steps + 1} steps of {published.samples} samples (the last: {last})" in said
     assert f"300 records x 1, template {published.template}, image {published.image}" in said
-    assert re.search(r"frozen +- +[\d,]+ +[\d.]+ KiB +vision/\.\*", said)
-    assert ("made anew from the seed 0: projector/.*" in said) == (name == "stage1_align")
+    frozen = re.search(r"frozen +- +[\d,]+ +[\d.]+ KiB +vision/\.\*", said)
+    assert bool(frozen) == ("vision" not in published.rates)
+    fresh = FRESH.get("astro_next_stage1" if "next" in name else name)
+    assert ("made anew from the seed 0: " + ", ".join(fresh or ()) in said) == bool(fresh)
     assert f"the batch of step 1: {published.samples} samples" in said
     learned = "↵»" if published.template == "plain" else "No.</s>»"
     assert learned in said
