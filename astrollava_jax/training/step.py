@@ -101,6 +101,17 @@ def weighted_nll(
     return jax.lax.scan(add, jnp.zeros(()), tuple(map(pieces, (learned, targets, weights))))[0]
 
 
+def added(one: Callable[[Any], Any], items: Any, zeros: Any) -> Any:
+    """The sum of what `one` gives over the micro-batches that lead all arrays of `items`."""
+    if jax.tree.leaves(items)[0].shape[0] == 1:
+        return one(jax.tree.map(lambda x: x[0], items))
+
+    def add(total: Any, item: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, one(item)), None
+
+    return jax.lax.scan(add, zeros, items)[0]
+
+
 def make_train_step(
     graphdef: nnx.GraphDef,
     optimizer: AdamW,
@@ -143,25 +154,15 @@ def make_train_step(
 
     def step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Metrics]:
         weights = loss_weights(batch.learned_sample, loss, samples)
-        micro_batches, rows = weights.shape[:2]
-        draws = (
-            None
-            if dropout_seed is None
-            else dropout.draws(dropout_seed, state.optimizer.count, micro_batches, rows)
-        )
+        draws = None
+        if dropout_seed is not None:
+            draws = dropout.draws(dropout_seed, state.optimizer.count, *weights.shape[:2])
 
         def one(item: Any) -> Any:
             return jax.value_and_grad(micro_loss)(state.trainable, frozen, *item)
 
-        def add(total: Any, item: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, one(item)), None
-
-        items = (batch, weights, draws)
-        if micro_batches == 1:
-            total = one(jax.tree.map(lambda x: x[0], items))
-        else:
-            zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), state.trainable))
-            total, _ = jax.lax.scan(add, zeros, items)
+        zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), state.trainable))
+        total = added(one, (batch, weights, draws), zeros)
         weight = jnp.maximum(jnp.sum(weights), 1.0)
         value, gradients = jax.tree.map(lambda x: x / weight, total)
         trainable, moments, metrics = optimizer.update(gradients, state.optimizer, state.trainable)
