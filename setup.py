@@ -50,6 +50,7 @@ setup(
             "accelerate",
             "beartype>=0.18",
             "gguf>=0.10",
+            "peft>=0.17,<0.22",
             "pyright",
             "pyongc>=1.2",
             "pytest>=8",

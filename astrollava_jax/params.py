@@ -70,6 +70,11 @@ def assign(
             faults.append(f"{address}: matched by no row")
         elif len(hits) > 1:
             faults.append(f"{address}: matched by {', '.join(repr(rows[i][0]) for i in hits)}")
+    if any(len(hits) > 1 and "/lora_" in address for address, hits in found.items()):
+        faults.append(
+            "adapters are parameters of their own, `<module>/lora_a` and `lora_b`: leave them out "
+            "of the base's pattern, as in 'llm/(?!.*/lora_).*'"
+        )
     if faults:
         raise ValueError(
             f"every parameter needs exactly one row that gives it {what}:\n  " + "\n  ".join(faults)
@@ -77,7 +82,7 @@ def assign(
     return {address: rows[hits[0]][1] for address, hits in found.items()}
 
 
-def select(patterns: Iterable[str], addresses: Iterable[str]) -> list[str]:
+def select(patterns: Iterable[str], addresses: Iterable[str], what: str = "parameter") -> list[str]:
     """The addresses that some pattern matches, sorted.
 
     Raises:
@@ -87,16 +92,16 @@ def select(patterns: Iterable[str], addresses: Iterable[str]) -> list[str]:
     patterns = list(patterns)
     idle = [p for p in patterns if not any(matches(p, a) for a in addresses)]
     if idle:
-        raise ValueError("\n".join(_idle(pattern, addresses) for pattern in idle))
+        raise ValueError("\n".join(_idle(pattern, addresses, what) for pattern in idle))
     return [a for a in addresses if any(matches(p, a) for p in patterns)]
 
 
-def _idle(pattern: str, addresses: Sequence[str]) -> str:
+def _idle(pattern: str, addresses: Sequence[str], what: str = "parameter") -> str:
     hint = ""
     if re.search(r"/(\d+|\\d)", pattern):
         hint = "; layers are stacked, so an address has no layer number"
     roots = sorted({address.split("/")[0] for address in addresses})
-    return f"{pattern!r}: matches no parameter (they begin with {', '.join(roots)}){hint}"
+    return f"{pattern!r}: matches no {what} (they begin with {', '.join(roots)}){hint}"
 
 
 def _path(address: str) -> tuple[str, ...]:

@@ -108,6 +108,18 @@ def named(axes: Sequence[str | None], mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, spec(axes, mesh))
 
 
+def fitting(sharding: NamedSharding, shape: Sequence[int]) -> NamedSharding:
+    """The sharding for a smaller array of the same dims; one that its axes do not divide is whole.
+
+    The arrays that stand for a stored kernel are such.
+    """
+    parts = []
+    for size, part in zip(shape, sharding.spec):
+        ways = math.prod(sharding.mesh.shape[name] for name in _axes(part))
+        parts.append(None if size % ways else part)
+    return NamedSharding(sharding.mesh, PartitionSpec(*parts))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds the whole."""
     return NamedSharding(mesh, PartitionSpec())
@@ -134,8 +146,7 @@ def placements(
         found[address] = named(names, mesh)
         shape = shapes[address].shape
         for dim, (size, part) in enumerate(zip(shape, found[address].spec)):
-            # A spec writes a single axis without its tuple.
-            split_over = (part,) if isinstance(part, str) else part or ()
+            split_over = _axes(part)
             ways = math.prod(mesh.shape[name] for name in split_over)
             if size % ways:
                 faults.append(
@@ -146,6 +157,11 @@ def placements(
             f"mesh {dict(mesh.shape)} does not divide the model:\n  " + "\n  ".join(faults)
         )
     return found
+
+
+def _axes(part: Any) -> tuple[str, ...]:
+    """The mesh axes of one dim of a spec, which writes a single one without its tuple."""
+    return (part,) if isinstance(part, str) else part or ()
 
 
 def agree(value: Any) -> Any:

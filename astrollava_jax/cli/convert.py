@@ -12,6 +12,7 @@ unless --dtype says so. DST must not exist.
   astrollava convert SRC DST --layout hf
   astrollava convert --vision CLIP --llm VICUNA DST --layout hf      two towers, a fresh projector
   astrollava convert SRC --vision CLIP DST --layout hf               SRC lacks its tower
+  astrollava convert RUN DST --layout hf --merge                     RUN trained LoRA adapters
 """
 
 
@@ -28,6 +29,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--vision", metavar="DIR", help="a vision tower's directory")
     parser.add_argument("--llm", metavar="DIR", help="a language model's directory")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"))
+    parser.add_argument(
+        "--merge", action="store_true", help="write full weights, with LoRA adapters added in"
+    )
     add_base(parser)
     parser.add_argument("--seed", type=int, default=0, help="of a fresh projector")
     # Options may stand between the two directories.
@@ -47,4 +51,5 @@ def main(argv: list[str]) -> None:
         bases=arguments.bases,
         dtype=arguments.dtype,
         seed=arguments.seed,
+        merge=arguments.merge,
     )

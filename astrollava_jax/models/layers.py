@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Shaped
 
+from astrollava_jax.models import dropout
 from astrollava_jax.sharding import shard
 
 Remat = Literal["none", "dots", "full"]
@@ -25,7 +26,10 @@ Carry = TypeVar("Carry")
 
 
 def read_kernel(kernel: nnx.Variable, dtype: Any) -> Array:
-    """The only way in which a matmul kernel is read, so that a stored form can be put under it."""
+    """The only way in which a matmul kernel is read.
+
+    A stored form (`models.quantize`) may lie in its place: all that it must have is `astype`.
+    """
     return kernel.get_value().astype(dtype)
 
 
@@ -33,8 +37,11 @@ class Linear(nnx.Module):
     """Contracts the last `len(inputs)` dims with a kernel of shape `[*inputs, *outputs]`.
 
     Fresh numbers are uniform within 1 / sqrt(inputs), the bias too: `torch.nn.Linear`'s, and so
-    those of LLaVA's fresh projector.
+    those of LLaVA's fresh projector. An adapter (`models.lora`) may be put beside the kernel.
     """
+
+    lora_a: nnx.Param
+    lora_b: nnx.Param
 
     def __init__(
         self,
@@ -53,6 +60,7 @@ class Linear(nnx.Module):
 
         self.kernel = nnx.Param(fresh(*inputs, *outputs), axes=tuple(axes))
         self.bias = nnx.Param(fresh(*outputs), axes=tuple(axes[len(inputs) :])) if bias else None
+        self.adapter: Any = None
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """The mapped array, in the dtype of `x`."""
@@ -62,7 +70,18 @@ class Linear(nnx.Module):
         # As matrices: a contraction over several dims is a fifth slower on a CPU.
         matrix = kernel.reshape(math.prod(inputs), math.prod(outputs))
         y = (x.reshape(-1, matrix.shape[0]) @ matrix).reshape(*leading, *outputs)
-        return y if self.bias is None else y + self.bias.get_value().astype(x.dtype)
+        if self.bias is not None:
+            y = y + self.bias.get_value().astype(x.dtype)
+        return y if self.adapter is None else y + self.adapter(x, self.lora_a, self.lora_b)
+
+
+def linears(model: nnx.Module) -> dict[str, Linear]:
+    """Every linear map of a model, by its address."""
+    return {
+        "/".join(map(str, path)): module
+        for path, module in nnx.iter_graph(model)
+        if isinstance(module, Linear)
+    }
 
 
 class Embedding(nnx.Module):
@@ -162,21 +181,24 @@ def walk(
     graphdef, state = nnx.split(layers)
     depth = jax.tree.leaves(state)[0].shape[0]
 
-    def one(carry: Carry, layer: Any) -> tuple[Carry, None]:
-        return apply(nnx.merge(graphdef, layer), carry), None
+    def one(carry: Carry, item: tuple[Any, Int[Array, ""] | None]) -> tuple[Carry, None]:
+        layer, number = item
+        with dropout.in_layer(number):
+            return apply(nnx.merge(graphdef, layer), carry), None
 
     def numbered(carry: Carry, index: Int[Array, ""]) -> tuple[Carry, None]:
-        return one(
-            carry, jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, 0, False), state)
-        )
+        layer = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, 0, False), state)
+        return one(carry, (layer, index))
 
     whole = used is None or used == depth
     body: Any = one if whole else numbered
     if remat != "none":
         body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
     steps = depth if used is None else used
-    layers_or_numbers = state if whole else jnp.arange(steps)
-    return jax.lax.scan(body, carry, layers_or_numbers, unroll=steps <= SHORT)[0]
+    numbers = jnp.arange(steps) if dropout.active() or not whole else None
+    return jax.lax.scan(body, carry, (state, numbers) if whole else numbers, unroll=steps <= SHORT)[
+        0
+    ]
 
 
 def quick_gelu(x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:

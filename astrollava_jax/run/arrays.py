@@ -1,7 +1,7 @@
 """Arrays by address in a run directory: written once, read one at a time when asked for."""
 
 import collections
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ def write_arrays(folder: str, arrays: Mapping[str, np.ndarray]) -> None:
 
     def outgoing(address: str) -> Outgoing:
         array = arrays[address]
-        return Outgoing(address, Info(array.shape, array.dtype), lambda: array)
+        return Outgoing(address, Info(array.shape, array.dtype), lambda: np.asarray(array))
 
     files.remove(folder)  # a start that was cut short can have left one
     write_safetensors(files.make_folder(folder), [outgoing(address) for address in arrays])
@@ -54,6 +54,24 @@ class Merged(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._parts)
+
+
+class Chosen(Mapping[str, np.ndarray]):
+    """Some arrays of a mapping; nothing is read before it is asked for."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], addresses: Iterable[str]):
+        self._arrays, self._addresses = arrays, frozenset(addresses)
+
+    def __getitem__(self, address: str) -> np.ndarray:
+        if address not in self._addresses:
+            raise KeyError(address)
+        return self._arrays[address]
+
+    def __iter__(self) -> Iterator[str]:
+        return (address for address in self._arrays if address in self._addresses)
+
+    def __len__(self) -> int:
+        return len(self._addresses)
 
 
 def _mutable(mapping: Mapping[str, np.ndarray]) -> Any:

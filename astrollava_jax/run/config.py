@@ -11,6 +11,8 @@ from astrollava_jax.data.image import Mode
 from astrollava_jax.data.mixture import DataConfig, TemplateName
 from astrollava_jax.data.pack import BatchConfig
 from astrollava_jax.models.layers import Remat
+from astrollava_jax.models.lora import LoraConfig
+from astrollava_jax.models.quantize import FORMS, Form
 from astrollava_jax.sharding import MeshConfig
 from astrollava_jax.training.optimizer import Fraction, OptimizerConfig
 from astrollava_jax.training.step import Loss
@@ -49,8 +51,14 @@ class Precision:
     """float32 also means the highest matmul precision."""
     trainable: Literal["float32"] = "float32"
     """Master weights and moments."""
-    frozen: Literal["bfloat16", "float32"] = "bfloat16"
-    """The working copy of what does not train; exports take it from the base's files instead."""
+    frozen: Literal["bfloat16", "float32"] | Form = "bfloat16"
+    """The working copy of what does not train; exports take it from the base's files instead.
+    int8 and nf4 hold for the kernels of the decoder's layers, the others are then bfloat16."""
+
+    @property
+    def working(self) -> str:
+        """The dtype of a working copy that is an array."""
+        return "bfloat16" if self.frozen in FORMS else self.frozen
 
 
 @config
@@ -112,6 +120,8 @@ class RunConfig:
     data: tuple[DataConfig, ...]
     batch: BatchConfig
     loss: Loss = "tokens"
+    lora: LoraConfig | None = None
+    """Adapters beside linear maps; null = none."""
     optimizer: OptimizerConfig
     precision: Precision = Precision()
     remat: Remat = "full"

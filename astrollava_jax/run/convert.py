@@ -24,6 +24,7 @@ def convert(
     bases: Bases = (),
     dtype: str | None = None,
     seed: int = 0,
+    merge: bool = False,
 ) -> None:
     """Writes a model in another layout, and says what was read and written.
 
@@ -37,11 +38,14 @@ def convert(
         bases: where the original model of a run stands now, if it moved.
         dtype: what all parameters become; each keeps its own unless given.
         seed: of the fresh projector of joined parts.
+        merge: add the model's adapters into its kernels.
 
     Raises:
-        ValueError: if the directories do not fit together, or the layout cannot hold the model.
+        ValueError: if the directories do not fit together, or the layout cannot hold the model; if
+            it has adapters and they are not to be merged, or has none and they are.
     """
     opened = _open(source, vision, llm, bases)
+    _check_merge(source, opened, merge)
     model = opened.source
     print(f"read     {_origin(model)}: {_size(model)}")
     for note in model.notes:
@@ -87,6 +91,18 @@ def _open(
         "convert: expected a model's directory, or --vision DIR and --llm DIR in its place; found "
         f"model {source}, --vision {vision}, --llm {llm}"
     )
+
+
+def _check_merge(source: files.Where | None, opened: Opened, merge: bool) -> None:
+    """Lets nobody take full weights for an adapter, or an adapter for full weights."""
+    if opened.lora is not None and not merge:
+        raise ValueError(
+            f"{source} has LoRA adapters (rank {opened.lora.rank}) over a base: `--merge` writes "
+            "full weights, with the adapters added into the kernels; `--layout peft` writes the "
+            "adapters alone"
+        )
+    if opened.lora is None and merge:
+        raise ValueError(f"--merge: {source or 'a joined model'} has no adapters; leave it out")
 
 
 def _origin(model: Source) -> str:

@@ -14,7 +14,7 @@ from astrollava_jax.run.config import RunConfig
 from astrollava_jax.run.decoded import CLOSE, OPEN, sample_text
 from astrollava_jax.run.directory import CHECKPOINTS
 from astrollava_jax.run.records import Data, stretched
-from astrollava_jax.run.stage import Stage, rows_unit
+from astrollava_jax.run.stage import Stage, abstract_params, rows_unit
 from astrollava_jax.training.checkpoint import steps
 from astrollava_jax.training.optimizer import FROZEN
 
@@ -64,25 +64,25 @@ def _fates(console: Console, run: RunConfig, stage: Stage, fresh: list[str]) -> 
     for fate, rate, patterns in rows:
         mine = [address for address, given in model.fates.items() if given == fate]
         count = sum(math.prod(model.shapes[address].shape) for address in mine)
-        kept = _bytes(count * _bytes_each(run, fate))
+        kept = _bytes(sum(_held(run, stage, address)[0] for address in mine))
         table.add_row(fate, rate, f"{count:,}", kept, "\n".join(patterns))
     console.print(table)
+    stored = f", less where it is stored as {run.precision.frozen}" if model.stores else ""
     console.print(
         f"bytes: {TRAINING_BYTES} per parameter that trains (weight, two moments, gradient), "
-        f"{_bytes_each(run, FROZEN)} per frozen one (a working copy)"
+        f"{np.dtype(run.precision.working).itemsize} per frozen one (a working copy){stored}"
     )
     if fresh:
         count = sum(math.prod(model.shapes[address].shape) for address in fresh)
-        patterns = ", ".join(run.init.fresh)
+        patterns = ", ".join(run.init.fresh + (("adapters",) if run.lora else ()))
         console.print(f"made anew from the seed {run.seed}: {patterns}, {count:,} parameters")
 
 
 def _memory(console: Console, run: RunConfig, stage: Stage) -> None:
     """What must be held whatever the batch: weights, moments, gradients, frozen copies."""
     total = 0
-    for address, shape in stage.model.shapes.items():
-        local = stage.shardings[address].shard_shape(shape.shape)
-        total += math.prod(local) * _bytes_each(run, stage.model.fates[address])
+    for address in stage.model.shapes:
+        total += _held(run, stage, address)[1]
     stats = jax.local_devices()[0].memory_stats() or {}
     told = verdict(total, stats.get("bytes_limit"))
     console.print(f"memory: {_bytes(total)} per device before activations; {told}")
@@ -171,11 +171,16 @@ def _batch(console: Console, data: Data) -> None:
         console.print(f"\n  and {len(found.records) - len(shown)} more samples")
 
 
-def _bytes_each(run: RunConfig, fate: str) -> int:
-    """What a parameter takes while training."""
-    if fate != FROZEN:
-        return TRAINING_BYTES
-    return 2 if run.precision.frozen == "bfloat16" else 4
+def _held(run: RunConfig, stage: Stage, address: str) -> tuple[int, int]:
+    """The bytes that a parameter takes while training: all of it, and what one device has."""
+    arrays = jax.tree.leaves(abstract_params(stage, [address], run.precision.working))
+    trains = stage.model.fates[address] != FROZEN
+    sizes = [TRAINING_BYTES if trains else array.dtype.itemsize for array in arrays]
+    local = [array.sharding.shard_shape(array.shape) for array in arrays]
+    return (
+        sum(math.prod(array.shape) * size for array, size in zip(arrays, sizes)),
+        sum(math.prod(shape) * size for shape, size in zip(local, sizes)),
+    )
 
 
 def _bytes(count: int) -> str:

@@ -9,11 +9,14 @@ import numpy as np
 
 from astrollava_jax import files
 from astrollava_jax.data.image import Mode
+from astrollava_jax.models.lora import LORA_A, LORA_B
+from astrollava_jax.models.quantize import Store, store
 from astrollava_jax.params import Params
 from astrollava_jax.run import directory
-from astrollava_jax.run.arrays import Merged
+from astrollava_jax.run.arrays import Chosen, Merged
 from astrollava_jax.run.config import InitConfig, RunConfig
 from astrollava_jax.training.checkpoint import Trained
+from astrollava_jax.weights.adapted import Adapted, Kernels, Lora
 from astrollava_jax.weights.directory import join, open_model, recognise
 from astrollava_jax.weights.llava import DECODER, TOWER
 from astrollava_jax.weights.load import load as load_weights
@@ -34,24 +37,52 @@ class Opened:
     """The original directories, without anything that a run changed."""
     init: InitConfig
     """How to open the base again."""
-    changed: Mapping[str, np.ndarray]
-    """Parameters whose values are not the base's."""
+    changed: Mapping[str, Any]
+    """Parameters whose values are not the base's; kernels with their adapters among them."""
     template: str
     """How the model is spoken to."""
     image_mode: Mode
     """How a picture is made square."""
+    lora: Lora | None = None
+    """The adapters, which are merged in `source` and `changed`."""
+    beneath: "Opened | None" = None
+    """The model without them."""
+
+    def apart(self) -> "Opened":
+        """The same model with its adapters as parameters of their own, as they train on."""
+        if self.lora is None or self.beneath is None:
+            return self
+        changed = Merged(self.lora.arrays, self.beneath.changed)
+        return dataclasses.replace(self.beneath, changed=changed)
 
 
 def read_params(
-    opened: Opened, addresses: list[str], shardings: Mapping[str, Any], dtypes: Mapping[str, Any]
+    opened: Opened,
+    addresses: list[str],
+    shardings: Mapping[str, Any],
+    dtypes: Mapping[str, Any],
+    stores: Mapping[str, Store] | None = None,
 ) -> Params:
-    """Parameters on the devices; what a run trained keeps the precision in which it was trained."""
-    original = [address for address in addresses if address not in opened.changed]
+    """Parameters on the devices; what a run trained keeps the precision in which it was trained.
+
+    Those in `stores` are stored one after the other, from the numbers of the files.
+    """
+    stores = stores or {}
+    arrays = [address for address in addresses if address not in stores]
+    original = [address for address in arrays if address not in opened.changed]
     params = load_weights(opened.base, original, shardings=shardings, dtypes=dtypes)
-    for address in addresses:
+    for address in arrays:
         if address in opened.changed:
             array = opened.changed[address].astype(dtypes[address])
             params[address] = jax.device_put(array, shardings[address])
+    for address in addresses:
+        if address in stores:
+            if address in opened.changed:
+                array = np.asarray(opened.changed[address])
+                kernel = jax.device_put(array, shardings[address])
+            else:
+                kernel = load_weights(opened.base, [address], shardings=shardings)[address]
+            params[address] = store(stores[address], kernel)
     return params
 
 
@@ -90,7 +121,7 @@ def reopen(run: RunConfig, bases: Bases) -> Opened | None:
     moved = _moved(run.out, bases, None)
     if moved is None and run.init != directory.resolved(run.out).init:
         moved = None if directory.run_folder(run.init.model) else run.init
-    return _open_run(run.out, None, moved)
+    return _open_run(run.out, None, moved).apart()
 
 
 def open_init(init: InitConfig, bases: Bases = ()) -> Opened:
@@ -127,7 +158,21 @@ def _open_parts(init: InitConfig, bases: Bases) -> Opened:
 def _open_original(path: str, vision: str | None) -> Opened:
     source = open_model(path, vision=vision)
     init = InitConfig(model=files.absolute(path), vision=vision and files.absolute(vision))
-    return Opened(source, source, init, {}, source.template, source.image_mode)
+    plain = source.base if isinstance(source, Adapted) else source
+    opened = Opened(plain, plain, init, {}, source.template, source.image_mode)
+    return _adapted(opened, source.lora, path) if isinstance(source, Adapted) else opened
+
+
+def _adapted(beneath: Opened, lora: Lora, folder: str) -> Opened:
+    """A model with adapters merged into its kernels."""
+    precise = Overlay(beneath.base, beneath.changed, folder, dtype=np.float32)
+    return dataclasses.replace(
+        beneath,
+        source=Adapted(beneath.source, lora, folder),
+        changed=Merged(Kernels(precise, lora), beneath.changed),
+        lora=lora,
+        beneath=beneath,
+    )
 
 
 def _open_run(folder: str, step: int | None, moved: InitConfig | None) -> Opened:
@@ -146,17 +191,24 @@ def _open_run(folder: str, step: int | None, moved: InitConfig | None) -> Opened
     directory.check_base(folder, base.base)
     taken, total = finished[-1] if step is None else step, facts["data"]["steps"]
     trained = Trained(files.join(folder, directory.CHECKPOINTS), taken)
-    changed = Merged(trained, directory.read_inherited(folder))
+    arrays = Merged(trained, directory.read_inherited(folder))
+    adapters = {address for address in arrays if address.endswith((f"/{LORA_A}", f"/{LORA_B}"))}
+    changed = Chosen(arrays, set(arrays) - adapters)
     source = Overlay(base.base, changed, folder)
     if taken < total:
         source.notes += (f"{folder} is taken as it was after step {taken} of {total}",)
-    return dataclasses.replace(
+    opened = dataclasses.replace(
         base,
         source=source,
         changed=changed,
         template=facts["template"],
         image_mode=facts["image"],
     )
+    config = directory.resolved(folder).lora
+    if config is None:
+        return opened
+    lora = Lora(config.rank, config.alpha, Chosen(arrays, adapters))
+    return _adapted(opened, lora, folder)
 
 
 def _moved(folder: str, bases: Bases, vision: str | None) -> InitConfig | None:

@@ -26,10 +26,11 @@ from astrollava_jax.quickstart.questions import QUESTIONS
 from astrollava_jax.quickstart.vocabulary import tokenizer_files
 from astrollava_jax.run.config import RunConfig
 from astrollava_jax.run.convert import convert
+from astrollava_jax.run.initial import fresh_addresses, make_fresh
 from astrollava_jax.run.model import load_model, to_answer
 from astrollava_jax.run.opening import open_any, open_init
 from astrollava_jax.run.stage import describe
-from astrollava_jax.run.train import make_fresh, train
+from astrollava_jax.run.train import train
 from astrollava_jax.sharding import placements
 from astrollava_jax.training.metrics import read_log
 from astrollava_jax.weights.save import save
@@ -213,7 +214,9 @@ def untrained(run: RunConfig) -> Model:
     opened = open_init(run.init)
     described = describe(run, opened.source.config)
     placed = placements(described.axes, described.shapes, run.mesh.build())
-    fresh = {a: np.asarray(x) for a, x in make_fresh(run, described, placed).items()}
+    names = fresh_addresses(run, described, opened)
+    made = make_fresh(run, described, names, placed)
+    fresh = {a: np.asarray(x) for a, x in made.items()}
     source = Overlay(opened.source, fresh, run.out)
     changed = {**opened.changed, **fresh}
     opened = dataclasses.replace(opened, source=source, changed=changed)

@@ -12,7 +12,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from astrollava_jax.batch import Batch, ImageFacts
 from astrollava_jax.data.rows import RowShape
-from astrollava_jax.models.llava import LlavaConfig, logical_axes
+from astrollava_jax.models import quantize
+from astrollava_jax.models.llava import Llava, LlavaConfig, logical_axes
+from astrollava_jax.models.lora import LORA_A, attach
 from astrollava_jax.params import Params, split
 from astrollava_jax.run.config import RunConfig
 from astrollava_jax.sharding import Axes, placements, replicated, rows_multiple, spec
@@ -30,6 +32,8 @@ class Model:
     shapes: Params
     axes: dict[str, Axes]
     fates: dict[str, str]
+    stores: dict[str, quantize.Store]
+    """How the frozen kernels are stored that are stored in another form."""
 
     @property
     def trainable(self) -> list[str]:
@@ -83,11 +87,44 @@ def describe(run: RunConfig, config: LlavaConfig) -> Model:
     """The model's parameters and their fates.
 
     Raises:
-        ValueError: if the fates do not cover the parameters exactly.
+        ValueError: if the fates do not cover the parameters exactly, or a setting has no use.
     """
-    abstract = config.abstract()
+    abstract = nnx.eval_shape(lambda: fresh_model(run, config, jax.random.key(0)))
     graphdef, shapes = split(abstract)
-    return Model(config, graphdef, shapes, logical_axes(abstract), run.optimizer.fates(shapes))
+    fates = run.optimizer.fates(shapes)
+    _check_adapters(fates)
+    stores = _stores(run, abstract, fates)
+    return Model(config, graphdef, shapes, logical_axes(abstract), fates, stores)
+
+
+def fresh_model(run: RunConfig, config: LlavaConfig, key: jax.Array) -> Llava:
+    """The model of a run with its adapters, all numbers made from a key."""
+    model = config.build(nnx.Rngs(key))
+    return model if run.lora is None else attach(model, run.lora, key)
+
+
+def _check_adapters(fates: dict[str, str]) -> None:
+    """Refuses adapters beside kernels that train, of which no merge could be taken apart."""
+    modules = [a.removesuffix(f"/{LORA_A}") for a in fates if a.endswith(f"/{LORA_A}")]
+    both = [module for module in modules if fates[f"{module}/kernel"] != FROZEN]
+    if both:
+        raise ValueError(
+            "an adapter stands beside a frozen kernel; freeze these in optimizer.frozen, or leave "
+            "them out of lora.targets:\n  " + "\n  ".join(f"{module}/kernel" for module in both)
+        )
+
+
+def _stores(run: RunConfig, abstract: Llava, fates: dict[str, str]) -> dict[str, quantize.Store]:
+    form = run.precision.frozen
+    if form not in quantize.FORMS:
+        return {}
+    found = {a: how for a, how in quantize.stores(abstract, form).items() if fates[a] == FROZEN}
+    if not found:
+        raise ValueError(
+            f"precision.frozen is {form}, but every kernel of the decoder's layers trains: set it "
+            "to bfloat16"
+        )
+    return found
 
 
 def rows_unit(run: RunConfig, mesh: Mesh) -> int:
@@ -126,6 +163,7 @@ def build(
         rows_per_device=rows_per_device,
         dtype=compute,
         remat=run.remat,
+        dropout_seed=run.seed if run.lora is not None and run.lora.dropout else None,
     )
     evaluate = make_evaluate_step(model.graphdef, rows_per_device=rows_per_device, dtype=compute)
     return Stage(
@@ -143,13 +181,16 @@ def build(
 
 
 def abstract_params(stage: Stage, addresses: list[str], dtype: str) -> Params:
-    """Shapes of some parameters in a dtype, with their layout."""
-    return {
-        address: jax.ShapeDtypeStruct(
-            stage.model.shapes[address].shape, dtype, sharding=stage.shardings[address]
-        )
-        for address in addresses
-    }
+    """Shapes of some parameters in a dtype, or in their stored form, with their layout."""
+    model = stage.model
+
+    def like(address: str) -> Any:
+        shape, sharding = model.shapes[address].shape, stage.shardings[address]
+        array = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        how = model.stores.get(address)
+        return array if how is None else quantize.abstract(how, array)
+
+    return {address: like(address) for address in addresses}
 
 
 def abstract_state(stage: Stage, run: RunConfig) -> TrainState:
@@ -173,5 +214,5 @@ def abstract_arguments(
     batch = inner.map(lambda dims: array((*micro, *dims), jnp.int32, stage.batch_sharding))
     pixels = batch.images
     batch = batch._replace(images=array(pixels.shape, jnp.uint8, stage.batch_sharding))
-    frozen = abstract_params(stage, stage.model.frozen, run.precision.frozen)
+    frozen = abstract_params(stage, stage.model.frozen, run.precision.working)
     return abstract_state(stage, run), frozen, batch

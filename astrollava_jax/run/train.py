@@ -2,20 +2,19 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from rich.console import Console
 
 from astrollava_jax import files
 from astrollava_jax.config import ConfigError, dump, plain
 from astrollava_jax.data.tokenizer import Tokenizer
 from astrollava_jax.models.llava import LlavaConfig
-from astrollava_jax.params import Params, select, split
+from astrollava_jax.params import Params
 from astrollava_jax.run import directory, dry_run, opening
 from astrollava_jax.run.config import RunConfig, changed, with_absolute_paths
+from astrollava_jax.run.initial import fresh_addresses, initial, read, with_own_adapters
 from astrollava_jax.run.records import (
     Data,
     deliveries,
@@ -56,7 +55,11 @@ def train(run: RunConfig, *, bases: opening.Bases = (), dry: bool = False) -> No
         console.print(f"note: {note}")
     config = opened.source.config
     model = describe(run, config)
-    fresh = _fresh(run, model, opened)
+    if not reopened:
+        opened, told = with_own_adapters(run, model, opened)
+        if told:
+            console.print(f"note: {told}")
+    fresh = fresh_addresses(run, model, opened)
     mesh = run.mesh.build()
     tokenizer = _tokenizer(opened, config)
     data = training_data(run, tokenizer, config.image_facts, rows_unit(run, mesh))
@@ -77,11 +80,10 @@ def train(run: RunConfig, *, bases: opening.Bases = (), dry: bool = False) -> No
     with directory.alone(run.out):
         if reopened:
             directory.check_data(run.out, data.facts)
-            dtypes = dtypes_of(run, model)
-            params = opening.read_params(reopened, model.frozen, stage.shardings, dtypes)
+            params = read(run, reopened, stage, model.frozen)
         else:
             # A start that was cut short before its first checkpoint is begun again.
-            params = _initial(run, opened, stage, fresh)
+            params = initial(run, opened, stage, fresh)
             _begin(run, opened, stage, params, fresh, data)
         _run(console, run, stage, data, held_out, params)
 
@@ -98,25 +100,6 @@ def _check_same_run(run: RunConfig) -> bool:
             + "\n  ".join(differing)
         )
     return True
-
-
-def _fresh(run: RunConfig, model: Model, opened: opening.Opened) -> list[str]:
-    """The parameters that are made from the seed.
-
-    Raises:
-        ValueError: if others have no numbers either.
-    """
-    try:
-        fresh = select(run.init.fresh, model.shapes)
-    except ValueError as error:
-        raise ValueError(f"init.fresh: {error}") from None
-    absent = sorted(set(opened.source.missing) - set(fresh))
-    if absent:
-        raise ValueError(
-            "these parameters have no weights; name them in init.fresh to make them from the seed:"
-            "\n  " + "\n  ".join(absent)
-        )
-    return fresh
 
 
 def _tokenizer(opened: opening.Opened, config: LlavaConfig) -> Tokenizer:
@@ -142,34 +125,6 @@ def _warn(console: Console, data: Data) -> None:
         console.print(f"unusable record: {fault.record} ({fault.where}): {fault.why}")
     if len(lengths.faults) > 10:
         console.print(f"... and {len(lengths.faults) - 10} more unusable records")
-
-
-def _initial(run: RunConfig, opened: opening.Opened, stage: Stage, fresh: list[str]) -> Params:
-    """Every parameter on the devices: read from the source, or made from the seed."""
-    model = stage.model
-    read = [address for address in model.shapes if address not in fresh]
-    params = opening.read_params(opened, read, stage.shardings, dtypes_of(run, model))
-    return params | make_fresh(run, model, stage.shardings) if fresh else params
-
-
-def dtypes_of(run: RunConfig, model: Model) -> dict[str, str]:
-    """What every parameter is kept as."""
-    precision = run.precision
-    return {
-        address: precision.frozen if fate == FROZEN else precision.trainable
-        for address, fate in model.fates.items()
-    }
-
-
-def make_fresh(run: RunConfig, model: Model, shardings: Mapping[str, Any]) -> Params:
-    """The parameters of `init.fresh`, made from the run's seed."""
-    fresh, dtypes = select(run.init.fresh, model.shapes), dtypes_of(run, model)
-
-    def make(seed: Any) -> Params:
-        made = split(model.config.build(nnx.Rngs(jax.random.key(seed))))[1]
-        return {address: made[address].astype(dtypes[address]) for address in fresh}
-
-    return jax.jit(make, out_shardings={a: shardings[a] for a in fresh})(run.seed)
 
 
 def _begin(

@@ -21,6 +21,10 @@ PEAK_FLOPS = {
 """Dense bf16 FLOP/s of a chip by device kind, from the makers' data sheets."""
 
 
+MATRICES = ("kernel", "lora_a", "lora_b")
+"""Last words of the addresses of what activations are multiplied by."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Work:
     """What one step holds."""
@@ -60,7 +64,7 @@ def useful_flops(
     }
     total = 0.0
     for address, size in sizes.items():
-        if address.rsplit("/", 1)[-1] != "kernel":
+        if address.rsplit("/", 1)[-1] not in MATRICES:
             continue
         part = address.split("/", 1)[0]
         where = work.learned if address.startswith("llm/lm_head/") else places[part]

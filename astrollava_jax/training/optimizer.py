@@ -13,7 +13,7 @@ from astrollava_jax.config import config
 from astrollava_jax.params import Params, assign
 
 FROZEN = "frozen"
-DECAYED = ("kernel", "embedding")
+DECAYED = ("kernel", "embedding", "lora_a", "lora_b")
 """Decay acts on addresses that end in these words: not on norms and biases, as in transformers."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]

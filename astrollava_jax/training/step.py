@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from astrollava_jax.batch import Batch
 from astrollava_jax.config import config
+from astrollava_jax.models import dropout
 from astrollava_jax.models.layers import Remat, gather_rows
 from astrollava_jax.models.llava import Llava
 from astrollava_jax.params import Params, merge
@@ -100,6 +101,17 @@ def weighted_nll(
     return jax.lax.scan(add, jnp.zeros(()), tuple(map(pieces, (learned, targets, weights))))[0]
 
 
+def added(one: Callable[[Any], Any], items: Any, zeros: Any) -> Any:
+    """The sum of what `one` gives over the micro-batches that lead all arrays of `items`."""
+    if jax.tree.leaves(items)[0].shape[0] == 1:
+        return one(jax.tree.map(lambda x: x[0], items))
+
+    def add(total: Any, item: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, one(item)), None
+
+    return jax.lax.scan(add, zeros, items)[0]
+
+
 def make_train_step(
     graphdef: nnx.GraphDef,
     optimizer: AdamW,
@@ -109,6 +121,7 @@ def make_train_step(
     rows_per_device: int,
     dtype: Any,
     remat: Remat,
+    dropout_seed: int | None = None,
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]:
     """The step: (state, frozen weights, batch) -> (state, metrics).
 
@@ -123,28 +136,33 @@ def make_train_step(
         rows_per_device: rows of one micro-batch on one device.
         dtype: in which the model computes.
         remat: what the backward pass finds in memory.
+        dropout_seed: what the masks of dropout follow from, with the count of updates; None for
+            models that drop nothing.
     """
 
     def micro_loss(
-        trainable: Params, frozen: Params, micro: Batch, weights: Float[Array, "B K"]
+        trainable: Params,
+        frozen: Params,
+        micro: Batch,
+        weights: Float[Array, "B K"],
+        draw: dropout.Draw | None,
     ) -> Float[Array, ""]:
         model = merge(graphdef, {**frozen, **trainable})
-        hidden = model(micro, dtype=dtype, remat=remat)
+        with dropout.masks(draw):
+            hidden = model(micro, dtype=dtype, remat=remat)
         return weighted_nll(model, hidden, micro, weights, rows_per_device)
 
     def step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Metrics]:
         weights = loss_weights(batch.learned_sample, loss, samples)
-        differentiate = jax.value_and_grad(micro_loss)
+        draws = None
+        if dropout_seed is not None:
+            draws = dropout.draws(dropout_seed, state.optimizer.count, *weights.shape[:2])
 
-        def add(total: Any, item: Any) -> tuple[Any, None]:
-            found = differentiate(state.trainable, frozen, *item)
-            return jax.tree.map(jnp.add, total, found), None
+        def one(item: Any) -> Any:
+            return jax.value_and_grad(micro_loss)(state.trainable, frozen, *item)
 
-        if weights.shape[0] == 1:
-            total = differentiate(state.trainable, frozen, batch.map(lambda x: x[0]), weights[0])
-        else:
-            zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), state.trainable))
-            total, _ = jax.lax.scan(add, zeros, (batch, weights))
+        zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), state.trainable))
+        total = added(one, (batch, weights, draws), zeros)
         weight = jnp.maximum(jnp.sum(weights), 1.0)
         value, gradients = jax.tree.map(lambda x: x / weight, total)
         trainable, moments, metrics = optimizer.update(gradients, state.optimizer, state.trainable)

@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from astrollava_jax.models.llama import LlamaConfig
 from astrollava_jax.models.llava import LlavaConfig
 from astrollava_jax.models.projector import MlpConfig
 from astrollava_jax.run.config import RunConfig
-from astrollava_jax.weights import llava
+from astrollava_jax.run.stage import describe
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parents[1] / "golden" / "configs"
@@ -54,6 +55,11 @@ NEXT_INSTRUCT = INSTRUCT | {
     "length": 4096,
     "rates": {"projector": 2e-5, "llm": 2e-5, "vision": 2e-6},
 }
+ADAPT = {
+    "template": "vicuna_v1",
+    "image": "pad",
+    "rates": {"lora": 2e-4, "projector": 2e-5},
+}
 PUBLISHED = {
     "stage1_align": Published(558_128, 256, 2181, 66, **ALIGN),
     "stage2_instruct": Published(665_298, 128, 5198, 156, **INSTRUCT),
@@ -61,6 +67,8 @@ PUBLISHED = {
     "astro_stage2": Published(29_783, 64, 466, 14, **INSTRUCT),
     "astro_next_stage1": Published(29_783, 256, 117, 4, **NEXT_ALIGN),
     "astro_next_stage2": Published(29_783, 128, 233, 7, **NEXT_INSTRUCT),
+    "astro_stage2_lora": Published(29_783, 64, 466, 14, **ADAPT),
+    "astro_stage2_qlora": Published(29_783, 64, 466, 14, **ADAPT),
 }
 
 NUMBERS = {"projector": 20_979_712, "llm": 6_738_939_904, "vision": 303_507_456}
@@ -68,6 +76,9 @@ NUMBERS = {"projector": 20_979_712, "llm": 6_738_939_904, "vision": 303_507_456}
 
 GRID = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 """LLaVA-NeXT's image_grid_pinpoints."""
+
+ADAPTERS = 319_815_680
+"""Those of LLaVA's LoRA of rank 128 for it."""
 
 
 @pytest.fixture(params=PUBLISHED)
@@ -124,15 +135,27 @@ def test_rates_are_the_published_ones(run, published):
 
 def test_fates_are_the_published_ones(name, run, published):
     newline = {"image_newline": 4096} if "next" in name else {}
-    shapes = llava.shapes(llava_1_5_7b(GRID if newline else None))
-    fates = run.optimizer.fates(shapes)
-    found = dict.fromkeys(NUMBERS | newline, 0)
-    for address, fate in fates.items():
-        part = address.split("/")[0]
+    model = describe(run, llava_1_5_7b(GRID if newline else None))
+    expected = NUMBERS | newline | ({"lora": ADAPTERS} if run.lora else {})
+    found = dict.fromkeys(expected, 0)
+    for address, fate in model.fates.items():
+        part = "lora" if "/lora_" in address else address.split("/")[0]
         group = "projector" if part == "image_newline" else part
         assert fate == (group if group in published.rates else "frozen")
-        found[part] += math.prod(shapes[address])
-    assert found == NUMBERS | newline
+        found[part] += math.prod(model.shapes[address].shape)
+    assert found == expected
+
+
+def test_only_one_recipe_keeps_kernels_in_four_bits(name, run):
+    model = describe(run, llava_1_5_7b())
+    if name != "astro_stage2_qlora":
+        assert not model.stores and run.precision.frozen == "bfloat16"
+        return
+    kernels = [model.shapes[address].size for address in model.stores]
+    forms = [jax.eval_shape(how, model.shapes[a]) for a, how in model.stores.items()]
+    assert sum(kernels) == 6_476_005_376  # 32 layers of 4 x 4096^2 + 3 x 4096 x 11,008
+    # Half a byte for a number, and four for 64 of them.
+    assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(forms)) * 16 == 9 * sum(kernels)
 
 
 def llava_1_5_7b(grid=None) -> LlavaConfig:
@@ -206,6 +229,7 @@ def test_a_dry_run_tells_steps_and_samples(name, published, stand_ins, tmp_path,
     frozen = re.search(r"frozen +- +[\d,]+ +[\d.]+ KiB +vision/\.\*", said)
     assert bool(frozen) == ("vision" not in published.rates)
     fresh = FRESH.get("astro_next_stage1" if "next" in name else name)
+    fresh = ("adapters",) if "lora" in published.rates else fresh
     assert ("made anew from the seed 0: " + ", ".join(fresh or ()) in said) == bool(fresh)
     assert f"the batch of step 1: {published.samples} samples" in said
     learned = "↵»" if published.template == "plain" else "No.</s>»"
