@@ -11,7 +11,7 @@ from jaxtyping import Float32, Shaped
 from astrollava_jax import files
 from astrollava_jax.models.lora import LORA_A, LORA_B
 from astrollava_jax.weights.layout import Index, Shape, whole
-from astrollava_jax.weights.source import Source, cast
+from astrollava_jax.weights.source import Derived, Source, cast
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,7 +108,7 @@ class Kernels(Mapping[str, Any]):
         return len(self._lora.modules)
 
 
-class Adapted(Source):
+class Adapted(Derived):
     """A model with its adapters merged into its kernels, each rounded once to the base's dtype.
 
     Args:
@@ -136,12 +136,11 @@ class Adapted(Source):
             raise ValueError(
                 f"{folder}: its adapters do not fit the model:\n  " + "\n  ".join(faults)
             )
+        super().__init__(base)
         self.base, self.lora, self._folder = base, lora, str(folder)
         self.kernels = Kernels(base, lora)
         """The merged kernels, in float32."""
         self._last: tuple[str, Any] = ("", None)
-        fields = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
-        super().__init__(**fields)
         self.layout = None
 
     def read(self, address: str, index: Index | None = None) -> Shaped[np.ndarray, "..."]:
@@ -151,10 +150,6 @@ class Adapted(Source):
         if self._last[0] != address:  # a kernel is read layer by layer, its adapter once
             self._last = (address, self.kernels[address])
         return cast(self._last[1][index or ()], self.dtype(address), address)
-
-    def dtype(self, address: str) -> np.dtype:
-        """The base's."""
-        return self.base.dtype(address)
 
     def fingerprint(self, address: str) -> str:
         """The base's digest, or one of it and of the adapter."""

@@ -35,7 +35,11 @@ _TOWERS = [*known("vision"), *(name.removesuffix("_vision_model") for name in kn
 
 _TESTS: tuple[tuple[Layout, str, Callable[[Tree], bool]], ...] = (
     (ORIGINAL, "model_type llava or llava_*, with mm_* keys", _is_original),
-    (HF, "model_type llava, with text_config", lambda tree: tree.get("model_type") == "llava"),
+    (
+        HF,
+        "model_type llava or llava_next, with text_config",
+        lambda tree: tree.get("model_type") in ("llava", "llava_next"),
+    ),
     (
         DECODER,
         f"model_type {', '.join(known('llm'))}",
@@ -154,7 +158,13 @@ def _open_hf(folder: str) -> Source:
     # A shape without numbers is a model too: one to be made from a seed, or to be planned for.
     bound = _bind(HF, config, open_tensors(folder)) if has_tensors(folder) else {}
     missing = tuple(address for address in llava.shapes(config) if address not in bound)
-    mode = read_pixels(processor, config.vision).mode
+    pixels = read_pixels(processor, config.vision)
+    if pixels.mode == "anyres" and pixels.grid != config.grid:
+        raise ValueError(
+            f"{folder}: the canvases of config.json are {config.grid}, those of "
+            f"preprocessor_config.json {pixels.grid}"
+        )
+    mode = "anyres" if config.grid and not processor else pixels.mode
     source = _describe(folder, config, bound, layout=HF.name, image_mode=mode, missing=missing)
     image = tree.get("image_token_index", 32000)
     if source.tokenizer_folder is None:
@@ -182,12 +192,13 @@ def _open_original(folder: str, vision: str | None) -> Source:
             f"{tree.get('mm_vision_tower')}"
         )
     config = _told(folder, foreign_config.read_original, tree, tower)
-    parts = ORIGINAL.parts if embedded else ("projector", "llm")
+    parts = tuple(part for part in ORIGINAL.parts if embedded or part != "vision")
     bound = _bind(ORIGINAL, config, tensors, parts)
     if vision and not embedded:
         bound |= _bind(TOWER, config, open_tensors(vision))
     square = read_pixels({}, config.vision).mode
-    mode: Mode = "pad" if tree.get("image_aspect_ratio") == "pad" else square
+    said = tree.get("image_aspect_ratio")
+    mode: Mode = said if said in ("pad", "anyres") else square
     return _describe(folder, config, bound, layout=ORIGINAL.name, image_mode=mode)
 
 

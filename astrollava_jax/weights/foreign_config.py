@@ -14,17 +14,19 @@ from astrollava_jax.models.llava import LlavaConfig
 from astrollava_jax.models.projector import IdentityConfig, LinearConfig, MlpConfig
 from astrollava_jax.models.vision import TowerConfig
 from astrollava_jax.weights.family import families, find, fixed_faults, known, one_of
-from astrollava_jax.weights.pixels import read_pixels
+from astrollava_jax.weights.pixels import read_grid, read_pixels
 
 Tree = Mapping[str, Any]
 
 _HF_FIXED = {"projector_hidden_act": ("gelu", None), "multimodal_projector_bias": (True, None)}
 _ORIGINAL_FIXED = {
     "mm_use_im_start_end": (False, None),
-    "mm_patch_merge_type": ("flat", None),
-    "image_aspect_ratio": ("pad", "square", None),
+    "image_aspect_ratio": ("pad", "square", "anyres", None),
     "s2": (False, None),
 }
+_MERGES = {"anyres": ("spatial_unpad",)}
+"""How the features of a picture are joined, where it is cut into tiles."""
+
 _UNSAID = {"llm": "llama", "vision": "clip_vision_model"}
 """The type of a part that names none."""
 
@@ -62,7 +64,7 @@ SELECT_FEATURE: dict[str, Literal["patch", "cls_patch"]] = {"default": "patch", 
 
 
 def read_hf(tree: Tree, processor: Tree) -> LlavaConfig:
-    """The config of a `LlavaForConditionalGeneration`.
+    """The config of a `LlavaForConditionalGeneration`, or of a `LlavaNext...`.
 
     Raises:
         ValueError: if it describes a model that ours is not; all differences at once.
@@ -80,7 +82,9 @@ def read_hf(tree: Tree, processor: Tree) -> LlavaConfig:
         faults.append(f"vision_feature_layer: expected one layer, found {layer}")
     _raise(faults)
     vision = read_tower(tower, processor)
+    following = tree.get("model_type") == "llava_next"
     return LlavaConfig(
+        grid=read_grid(tree.get("image_grid_pinpoints")) if following else None,
         vision=vision,
         projector=MlpConfig(depth=2),
         llm=_read("llm", text),
@@ -104,7 +108,10 @@ def read_original(tree: Tree, tower: TowerConfig) -> LlavaConfig:
     kind, feature = tree.get("mm_projector_type", "linear"), tree.get("mm_vision_select_feature")
     perceptron = re.fullmatch(r"mlp(\d+)x_gelu", kind)
     text = {**tree, "model_type": _decoder_of_original(tree)}
+    aspect = tree.get("image_aspect_ratio")
     faults = fixed_faults(tree, _ORIGINAL_FIXED) + part_faults("llm", text)
+    merges = _MERGES.get(str(aspect), ("flat", None))
+    faults += one_of("mm_patch_merge_type", tree.get("mm_patch_merge_type"), merges)
     faults += one_of("mm_vision_select_feature", feature, (*SELECT_FEATURE.values(), None))
     if not perceptron:
         faults += one_of("mm_projector_type", kind, ("linear", "identity", "mlp2x_gelu"))
@@ -113,7 +120,10 @@ def read_original(tree: Tree, tower: TowerConfig) -> LlavaConfig:
         faults.append(f"mm_hidden_size: expected the tower's {tower.embed_dim}, found {width}")
     _raise(faults)
     simple = LinearConfig() if kind == "linear" else IdentityConfig()
+    # There, a canvas is (width, height).
+    grid = tuple((height, width) for width, height in read_grid(tree.get("image_grid_pinpoints")))
     return LlavaConfig(
+        grid=grid if aspect == "anyres" else None,
         vision=tower,  # pyright: ignore
         projector=MlpConfig(depth=int(perceptron[1])) if perceptron else simple,
         llm=_read("llm", text),

@@ -11,6 +11,10 @@ from astrollava_jax.models.vision import Channels, TowerConfig
 from astrollava_jax.weights.family import one_of
 
 Tree = Mapping[str, Any]
+Grid = tuple[tuple[int, int], ...]
+
+NEXT_GRID: Grid = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
+"""The canvases (height, width) of LLaVA-NeXT, where a file names none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +24,7 @@ class Pixels:
     mode: Mode
     mean: Channels
     std: Channels
+    grid: Grid | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +72,13 @@ def _square_alone(side: int) -> dict[str, Sequence[Any]]:
 PROCESSORS: dict[Mode, Processor] = {
     "pad": Processor("LlavaImageProcessor", _CROPPED, _edge_and_crop, clip.MEAN, clip.STD),
     "crop": Processor("CLIPImageProcessor", _CROPPED, _edge_and_crop, clip.MEAN, clip.STD),
+    "anyres": Processor(
+        "LlavaNextImageProcessor",
+        _CROPPED | {"do_pad": True},
+        _edge_and_crop,
+        clip.MEAN,
+        clip.STD,
+    ),
     "stretch": Processor("SiglipImageProcessor", _COMMON, _square_alone, siglip.HALF, siglip.HALF),
 }
 """How each of our modes is called there."""
@@ -101,17 +113,36 @@ def read_pixels(processor: Tree, tower: TowerConfig) -> Pixels:
             + "\n  ".join(faults)
         )
     mean, std = (processor.get(f"image_{name}") for name in ("mean", "std"))
-    return Pixels(mode, _three(mean or row.mean), _three(std or row.std))
+    grid = read_grid(processor.get("image_grid_pinpoints")) if mode == "anyres" else None
+    return Pixels(mode, _three(mean or row.mean), _three(std or row.std), grid)
 
 
-def image_processor(mode: Mode, tower: TowerConfig) -> dict[str, Any]:
+def read_grid(pinpoints: Any) -> Grid:
+    """Canvases (height, width) as a file gives them.
+
+    Raises:
+        ValueError: if it gives something else than a list of pairs of numbers.
+    """
+    if pinpoints is None:
+        return NEXT_GRID
+    try:
+        return tuple((int(height), int(width)) for height, width in pinpoints)
+    except (TypeError, ValueError):
+        raise ValueError(
+            "image_grid_pinpoints: expected a list of pairs (height, width) of pixels, found "
+            f"{pinpoints!r}"
+        ) from None
+
+
+def image_processor(mode: Mode, tower: TowerConfig, grid: Grid | None = None) -> dict[str, Any]:
     """The content of the file."""
     row = PROCESSORS[mode]
     sizes = row.sizes(tower.image_size)
     return {
         "image_processor_type": row.kind,
-        "processor_class": "LlavaProcessor",
+        "processor_class": "LlavaNextProcessor" if grid else "LlavaProcessor",
         **({"do_pad": True} if mode == "pad" else {}),
+        **({"image_grid_pinpoints": grid} if mode == "anyres" else {}),
         "do_convert_rgb": True,
         **row.takes,
         **{key: allowed[0] for key, allowed in sizes.items()},
@@ -126,6 +157,8 @@ def _mode(processor: Tree, tower: TowerConfig) -> Mode:
     kind = str(processor.get("image_processor_type") or processor.get("feature_extractor_type"))
     for ending in ("Fast", "Pil"):
         kind = kind.removesuffix(ending)
+    if kind == "LlavaNextImageProcessor":
+        return "anyres"
     if processor.get("do_pad"):
         return "pad"
     if kind == "SiglipImageProcessor":

@@ -2,11 +2,7 @@
 
 import dataclasses
 
-import numpy as np
-from jaxtyping import Shaped
-
-from astrollava_jax.weights.layout import Index
-from astrollava_jax.weights.source import Source
+from astrollava_jax.weights.source import Derived, Source
 
 NEWLINE = "image_newline/embedding"
 
@@ -20,29 +16,11 @@ def regrid(source: Source, grid: tuple[tuple[int, int], ...]) -> Source:
     return source if source.config.grid == grid else Regridded(source, grid)
 
 
-class Regridded(Source):
+class Regridded(Derived):
     """A model whose grid is not that of its files."""
 
     def __init__(self, source: Source, grid: tuple[tuple[int, int], ...]):
-        self._base = source
-        fields = {field.name: getattr(source, field.name) for field in dataclasses.fields(source)}
-        super().__init__(**fields)
+        super().__init__(source)
         self.config = dataclasses.replace(source.config, grid=grid)
         self.missing += () if source.config.grid else (NEWLINE,)
         self.layout = None  # its sidecars tell of another grid, or of none
-
-    def read(self, address: str, index: Index | None = None) -> Shaped[np.ndarray, "..."]:
-        """A parameter of the base, or a part of it."""
-        return self._base.read(address, index)
-
-    def dtype(self, address: str) -> np.dtype:
-        """What the base stores a parameter as."""
-        return self._base.dtype(address)
-
-    def fingerprint(self, address: str) -> str:
-        """The base's digest."""
-        return self._base.fingerprint(address)
-
-    def folder_of(self, address: str) -> str:
-        """The base's directory."""
-        return self._base.folder_of(address)

@@ -1,7 +1,7 @@
 """The files beside the weights, written anew: for a trained model, or in another layout."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,9 +42,16 @@ _KEPT = ("max_position_embeddings", "bos_token_id", "eos_token_id")
 def hf_files(source: Source) -> dict[str, bytes]:
     """What stock transformers, vLLM and others read beside the weights of the layout hf."""
     config, ids = source.config, _ids(source)
+    if config.grid and source.image_mode != "anyres":
+        raise ValueError(
+            f"it saw pictures in the mode {source.image_mode}, but the layout hf shows tiles to a "
+            "model with a grid: write it in the layout llava"
+        )
+    kind = "LlavaNext" if config.grid else "Llava"
     facts = {
-        "architectures": ["LlavaForConditionalGeneration"],
-        "model_type": "llava",
+        "architectures": [f"{kind}ForConditionalGeneration"],
+        "model_type": "llava_next" if config.grid else "llava",
+        **({"image_grid_pinpoints": config.grid} if config.grid else {}),
         "ignore_index": -100,
         "image_token_index": ids["image"],
         "image_seq_length": config.image_facts.tokens,
@@ -59,7 +66,7 @@ def hf_files(source: Source) -> dict[str, bytes]:
         "vision_config": _tower(source)[1],
     }
     processor = {
-        "processor_class": "LlavaProcessor",
+        "processor_class": f"{kind}Processor",
         "image_token": IMAGE_MARKER,
         "patch_size": config.vision.patch_size,
         "vision_feature_select_strategy": facts["vision_feature_select_strategy"],
@@ -67,7 +74,9 @@ def hf_files(source: Source) -> dict[str, bytes]:
     }
     return {
         "config.json": _json(facts),
-        "preprocessor_config.json": _json(image_processor(source.image_mode, config.vision)),
+        "preprocessor_config.json": _json(
+            image_processor(source.image_mode, config.vision, config.grid)
+        ),
         "processor_config.json": _json(processor),
         **_language_files(source, ids, own_template=for_pictures),
     }
@@ -120,7 +129,8 @@ def original_files(source: Source) -> dict[str, bytes]:
         | {"image_mean": vision.pixel_mean, "image_std": vision.pixel_std},
         "mm_vision_select_layer": config.select_layer,
         "mm_vision_select_feature": config.select_feature,
-        "mm_patch_merge_type": "flat",
+        "mm_patch_merge_type": "spatial_unpad" if source.image_mode == "anyres" else "flat",
+        **({"image_grid_pinpoints": _wide_first(config.grid)} if config.grid else {}),
         "mm_resampler_type": None,
         "mm_use_im_start_end": False,
         "mm_use_im_patch_token": False,  # where it is missing, LLaVA adds a word
@@ -141,7 +151,12 @@ def original_files(source: Source) -> dict[str, bytes]:
     return {name: _without_additions(name, data, dropped) for name, data in content.items()}
 
 
-ASPECT: dict[str, str] = {"pad": "pad", "crop": "square", "stretch": "square"}
+def _wide_first(grid: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Canvases as the original has them: (width, height)."""
+    return [(width, height) for height, width in grid]
+
+
+ASPECT: dict[str, str] = {"pad": "pad", "crop": "square", "stretch": "square", "anyres": "anyres"}
 """Our mode -> the original's `image_aspect_ratio`: a square is what the tower's processor makes."""
 
 _PROJECTOR_TYPES: dict[type, Callable[[Any], str]] = {
@@ -200,6 +215,8 @@ def _language_files(
     content |= source.tokenizer.files()
     config = json.loads(content["tokenizer_config.json"])
     config.pop("chat_template", None)  # its one place is the file of its own
+    if source.config.grid:
+        config["processor_class"] = "LlavaNextProcessor"
     content["tokenizer_config.json"] = _json(config)
     text, own = jinja_text(source.template), source.tokenizer.chat_template
     if text is None and own is not None:

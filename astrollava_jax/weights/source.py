@@ -83,7 +83,34 @@ class Source(abc.ABC):
         return Tokenizer.from_folder(self.tokenizer_folder)
 
 
-class Overlay(Source):
+class Derived(Source):
+    """A model made of another: what it does not say anew is as there."""
+
+    def __init__(self, base: Source):
+        self._base = base
+        super().__init__(**{field.name: getattr(base, field.name) for field in _FIELDS})
+
+    def read(self, address: str, index: Index | None = None) -> Shaped[np.ndarray, "..."]:
+        """A parameter of the base, or a part of it."""
+        return self._base.read(address, index)
+
+    def dtype(self, address: str) -> np.dtype:
+        """What the base stores a parameter as."""
+        return self._base.dtype(address)
+
+    def fingerprint(self, address: str) -> str:
+        """The base's digest."""
+        return self._base.fingerprint(address)
+
+    def folder_of(self, address: str) -> str:
+        """The base's directory."""
+        return self._base.folder_of(address)
+
+
+_FIELDS = dataclasses.fields(Source)
+
+
+class Overlay(Derived):
     """A model of which something differs from its base: trained parameters, dtype, template.
 
     Args:
@@ -112,11 +139,10 @@ class Overlay(Source):
         unknown = sorted(set(trained) - set(llava.shapes(source.config)))
         if unknown:
             raise ValueError(f"{folder}: the model has no parameters {', '.join(unknown)}")
-        self._base, self._trained, self._folder = source, trained, str(folder)
+        super().__init__(source)
+        self._trained, self._folder = trained, str(folder)
         self._last: tuple[str, Any] = ("", None)
         self._dtype = None if dtype is None else np.dtype(dtype)
-        fields = {field.name: getattr(source, field.name) for field in dataclasses.fields(source)}
-        super().__init__(**fields)
         self.template = template or source.template
         self.image_mode = image_mode or source.image_mode
         self.missing = tuple(address for address in source.missing if address not in trained)
