@@ -1,4 +1,4 @@
-"""`astrollava convert SRC DST --layout hf|llava|orbax`."""
+"""`astrollava convert SRC DST --layout hf|llava|orbax|peft`."""
 
 import argparse
 
@@ -6,13 +6,17 @@ from astrollava_jax.cli.options import add_base
 
 HELP = """\
 Turn a model from one layout into another. SRC is a HF LLaVA directory, an original LLaVA directory,
-a run directory, one of its checkpoints, or what `--layout orbax` wrote. Nothing changes its dtype
-unless --dtype says so. DST must not exist.
+a PEFT or LLaVA adapter, a bare `mm_projector.bin` of LLaVA, a run directory, one of its
+checkpoints, or what `--layout orbax` wrote. Nothing changes its dtype unless --dtype says so. DST
+must not exist.
 
   astrollava convert SRC DST --layout hf
   astrollava convert --vision CLIP --llm VICUNA DST --layout hf      two towers, a fresh projector
   astrollava convert SRC --vision CLIP DST --layout hf               SRC lacks its tower
+  astrollava convert PROJECTOR --vision CLIP --llm VICUNA DST --layout hf
+  astrollava convert ADAPTER --base MODEL DST --layout hf --merge    full weights
   astrollava convert RUN DST --layout hf --merge                     RUN trained LoRA adapters
+  astrollava convert RUN DST --layout peft                           the adapters alone, for PEFT
 """
 
 
@@ -22,10 +26,10 @@ def main(argv: list[str]) -> None:
         prog="astrollava convert",
         description=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="astrollava convert [SRC] DST --layout {hf,llava,orbax} [options]",
+        usage="astrollava convert [SRC] DST --layout {hf,llava,orbax,peft} [options]",
     )
     parser.add_argument("paths", nargs="+", metavar="[SRC] DST", help="from where, to where")
-    parser.add_argument("--layout", choices=("hf", "llava", "orbax"), required=True)
+    parser.add_argument("--layout", choices=("hf", "llava", "orbax", "peft"), required=True)
     parser.add_argument("--vision", metavar="DIR", help="a vision tower's directory")
     parser.add_argument("--llm", metavar="DIR", help="a language model's directory")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"))
@@ -36,9 +40,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of a fresh projector")
     # Options may stand between the two directories.
     arguments = parser.parse_intermixed_args(argv)
-    joined = arguments.llm is not None
-    if len(arguments.paths) != (1 if joined else 2):
-        parser.error("expected DST alone with --llm, and SRC DST without")
+    joined = len(arguments.paths) == 1
+    if len(arguments.paths) > 2 or (joined and not (arguments.llm and arguments.vision)):
+        parser.error("expected SRC DST, or DST alone with --vision and --llm")
 
     from astrollava_jax.run.convert import convert
 

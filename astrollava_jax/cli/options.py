@@ -11,6 +11,6 @@ def add_base(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="DIR",
         dest="bases",
-        help="where a run's original model stands now, if it moved; for a tower and a decoder, "
-        "give it twice",
+        help="the model of an adapter; where a run's original model stands now, if it moved (for a "
+        "tower and a decoder, give it twice)",
     )

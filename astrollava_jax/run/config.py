@@ -29,7 +29,9 @@ class InitConfig:
     vision: str | None = None
     """A vision tower's directory; it also completes a `model` that lacks its tower."""
     llm: str | None = None
-    """A language model's directory."""
+    """A language model's directory; it also completes a `model` that is a projector alone."""
+    base: str | None = None
+    """The directory of the model that `model` is an adapter of, unless its config names it."""
     grid: tuple[tuple[int, int], ...] | None = None
     """Canvases (height, width) for pictures of any resolution, in multiples of the tower's size;
     unset = the model's own, if it has some. To a model without any they add `image_newline`."""
@@ -37,8 +39,10 @@ class InitConfig:
     """Patterns of parameters that are made anew, from the seed."""
 
     def __post_init__(self):
-        if (self.model is None) == (self.llm is None):
+        if self.model is None and self.llm is None:
             raise ValueError("state either model, or llm with vision")
+        if self.base is not None and self.model is None:
+            raise ValueError("base needs model beside it: the adapter")
         if self.llm is not None and self.vision is None:
             raise ValueError("llm needs vision beside it: the tower that looks")
 
@@ -153,6 +157,7 @@ FREE = ("out", "mesh", "batch.rows_per_device", "workers", "log", "checkpoint") 
     "init.model",
     "init.vision",
     "init.llm",
+    "init.base",
     "bad_records.max_fraction",
 )
 """Keys that may change between two starts of the same run: no number that it computes follows."""
@@ -187,6 +192,7 @@ def with_absolute_paths(run: RunConfig) -> RunConfig:
         model=absolute(run.init.model),
         vision=absolute(run.init.vision),
         llm=absolute(run.init.llm),
+        base=absolute(run.init.base),
     )
     data = tuple(dataclasses.replace(d, records=files.absolute(d.records)) for d in run.data)
     evaluate = run.evaluate and dataclasses.replace(

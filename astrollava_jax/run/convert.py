@@ -10,6 +10,8 @@ from astrollava_jax.params import Params, split
 from astrollava_jax.run.config import InitConfig
 from astrollava_jax.run.opening import Bases, Opened, open_any, open_init
 from astrollava_jax.weights.binding import READABLE
+from astrollava_jax.weights.llava import PEFT
+from astrollava_jax.weights.peft import write_adapter
 from astrollava_jax.weights.save import save
 from astrollava_jax.weights.source import Source
 
@@ -31,7 +33,7 @@ def convert(
     Args:
         source: the model's directory; None where `vision` and `llm` stand in its place.
         target: the directory to write; it must not be there, or be empty.
-        layout: `hf`, `llava` or `orbax`.
+        layout: `hf`, `llava` or `orbax`; or `peft`, the adapters alone.
         vision: the tower's directory: to be joined with `llm`, or for an original directory that
             only names its tower.
         llm: the decoder's directory.
@@ -45,7 +47,8 @@ def convert(
             it has adapters and they are not to be merged, or has none and they are.
     """
     opened = _open(source, vision, llm, bases)
-    _check_merge(source, opened, merge)
+    adapter = layout == PEFT.name
+    _check_merge(source, opened, merge, adapter)
     model = opened.source
     print(f"read     {_origin(model)}: {_size(model)}")
     for note in model.notes:
@@ -53,16 +56,22 @@ def convert(
     fresh = fresh_projector(model, seed)
     if fresh:
         print(f"note     the projector is fresh (seed {seed}): train it before you ask")
-    save(
-        target,
-        layout,
-        opened.base,
-        # Not `model`, which gives what was trained rounded to the base's dtype already.
-        opened.changed or fresh,
-        dtype=None if dtype is None else _dtype(dtype),
-        template=opened.template,
-        image_mode=opened.image_mode,
-    )
+    kind = None if dtype is None else _dtype(dtype)
+    if adapter:
+        assert opened.lora is not None and opened.beneath is not None
+        with files.publish_folder(target) as folder:
+            write_adapter(folder, opened.base, opened.lora, opened.beneath.changed, dtype=kind)
+    else:
+        save(
+            target,
+            layout,
+            opened.base,
+            # Not `model`, which gives what was trained rounded to the base's dtype already.
+            opened.changed or fresh,
+            dtype=kind,
+            template=opened.template,
+            image_mode=opened.image_mode,
+        )
     print(f"written  {target}: layout {layout}, {_written(target)}")
 
 
@@ -83,8 +92,9 @@ def _open(
     bases: Bases,
 ) -> Opened:
     tower = None if vision is None else str(vision)
-    if source is not None and llm is None:
-        return open_any(str(source), vision=tower, bases=bases)
+    if source is not None:
+        decoder = None if llm is None else str(llm)
+        return open_any(str(source), vision=tower, llm=decoder, bases=bases)
     if source is None and llm is not None and tower is not None:
         return open_init(InitConfig(vision=tower, llm=str(llm)))
     raise ValueError(
@@ -93,9 +103,12 @@ def _open(
     )
 
 
-def _check_merge(source: files.Where | None, opened: Opened, merge: bool) -> None:
+def _check_merge(source: files.Where | None, opened: Opened, merge: bool, adapter: bool) -> None:
     """Lets nobody take full weights for an adapter, or an adapter for full weights."""
-    if opened.lora is not None and not merge:
+    if adapter and (merge or opened.lora is None):
+        why = "--merge leaves none" if merge else f"{source or 'a joined model'} has none"
+        raise ValueError(f"--layout peft writes adapters alone: {why}")
+    if opened.lora is not None and not (merge or adapter):
         raise ValueError(
             f"{source} has LoRA adapters (rank {opened.lora.rank}) over a base: `--merge` writes "
             "full weights, with the adapters added into the kernels; `--layout peft` writes the "

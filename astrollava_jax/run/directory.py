@@ -118,7 +118,11 @@ def original_init(folder: str) -> InitConfig:
         return moved if files.exists(moved) else path
 
     return dataclasses.replace(
-        init, model=standing(init.model), vision=standing(init.vision), llm=standing(init.llm)
+        init,
+        model=standing(init.model),
+        vision=standing(init.vision),
+        llm=standing(init.llm),
+        base=standing(init.base),
     )
 
 

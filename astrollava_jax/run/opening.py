@@ -17,9 +17,10 @@ from astrollava_jax.run.arrays import Chosen, Merged
 from astrollava_jax.run.config import InitConfig, RunConfig
 from astrollava_jax.training.checkpoint import Trained
 from astrollava_jax.weights.adapted import Adapted, Kernels, Lora
-from astrollava_jax.weights.directory import join, open_model, recognise
+from astrollava_jax.weights.directory import join, open_model
 from astrollava_jax.weights.llava import DECODER, TOWER
 from astrollava_jax.weights.load import load as load_weights
+from astrollava_jax.weights.recognise import recognise
 from astrollava_jax.weights.regrid import regrid
 from astrollava_jax.weights.source import Overlay, Source
 
@@ -87,14 +88,20 @@ def read_params(
 
 
 def open_any(
-    path: str, *, vision: str | None = None, bases: Bases = (), step: int | None = None
+    path: str,
+    *,
+    vision: str | None = None,
+    llm: str | None = None,
+    bases: Bases = (),
+    step: int | None = None,
 ) -> Opened:
     """Opens a model in any layout; a run directory gives its newest checkpoint.
 
     Args:
         path: the model.
         vision: a tower for an original directory that lacks its own, a run's base too.
-        bases: where a run's base stands now, if it moved.
+        llm: a decoder for a directory that holds a projector alone.
+        bases: where a run's base stands now, if it moved; the model that an adapter belongs to.
         step: of a run directory; unset = the newest.
 
     Raises:
@@ -103,9 +110,12 @@ def open_any(
     """
     found = directory.run_folder(path)
     if found is None:
-        if bases:
-            raise ValueError(f"--base: only a run has a base, and {path} is none")
-        return _open_original(path, vision)
+        if len(bases) > 1:
+            raise ValueError(f"--base: {path} is no run, so that it has one base at most")
+        where = InitConfig(model=path, vision=vision, llm=llm, base=bases[0] if bases else None)
+        return _open_original(where)
+    if llm is not None:
+        raise ValueError(f"--llm: {path} is a run, and has a decoder")
     folder, named = found
     return _open_run(folder, named if step is None else step, _moved(folder, bases, vision))
 
@@ -148,19 +158,30 @@ def _open_parts(init: InitConfig, bases: Bases) -> Opened:
     if bases:
         init = _same_kind(init, _standing(bases, init.vision), "init")
     if init.model is not None:
-        return _open_original(init.model, init.vision)
+        return _open_original(init)
     assert init.vision is not None and init.llm is not None
     source = join(init.vision, init.llm)
     where = InitConfig(vision=files.absolute(init.vision), llm=files.absolute(init.llm))
     return Opened(source, source, where, {}, source.template, source.image_mode)
 
 
-def _open_original(path: str, vision: str | None) -> Opened:
-    source = open_model(path, vision=vision)
-    init = InitConfig(model=files.absolute(path), vision=vision and files.absolute(vision))
-    plain = source.base if isinstance(source, Adapted) else source
-    opened = Opened(plain, plain, init, {}, source.template, source.image_mode)
-    return _adapted(opened, source.lora, path) if isinstance(source, Adapted) else opened
+def _open_original(init: InitConfig) -> Opened:
+    path = init.model
+    assert path is not None
+    source = open_model(path, vision=init.vision, llm=init.llm, base=init.base)
+    init = InitConfig(
+        model=files.absolute(path),
+        vision=init.vision and files.absolute(init.vision),
+        llm=init.llm and files.absolute(init.llm),
+        base=init.base and files.absolute(init.base),
+    )
+    seen = source.template, source.image_mode
+    if not isinstance(source, Adapted):
+        return Opened(source, source, init, {}, *seen)
+    overlay = source.base
+    assert isinstance(overlay, Overlay)
+    beneath = Opened(overlay, overlay.base, init, overlay.trained, *seen)
+    return _adapted(beneath, source.lora, path)
 
 
 def _adapted(beneath: Opened, lora: Lora, folder: str) -> Opened:

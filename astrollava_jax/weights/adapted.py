@@ -137,7 +137,7 @@ class Adapted(Derived):
                 f"{folder}: its adapters do not fit the model:\n  " + "\n  ".join(faults)
             )
         super().__init__(base)
-        self.base, self.lora, self._folder = base, lora, str(folder)
+        self.lora, self._folder = lora, str(folder)
         self.kernels = Kernels(base, lora)
         """The merged kernels, in float32."""
         self._last: tuple[str, Any] = ("", None)

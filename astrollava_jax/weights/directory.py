@@ -1,5 +1,6 @@
-"""Which layout a model's directory has, told by its files, and the model in it."""
+"""The model in a directory, whichever layout that has."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,39 +16,26 @@ from astrollava_jax.models.llava import LlavaConfig
 from astrollava_jax.models.projector import MlpConfig
 from astrollava_jax.weights import foreign_config, llava, sidecars, vocabulary
 from astrollava_jax.weights.binding import Bound, bind
-from astrollava_jax.weights.family import known
 from astrollava_jax.weights.layout import Index
-from astrollava_jax.weights.llava import DECODER, HF, ORBAX, ORIGINAL, TOWER, Layout
-from astrollava_jax.weights.orbax import FACTS, OrbaxSource
+from astrollava_jax.weights.llava import (
+    DECODER,
+    HF,
+    ORBAX,
+    ORIGINAL,
+    PEFT,
+    PROJECTOR,
+    TOWER,
+    Layout,
+)
+from astrollava_jax.weights.orbax import OrbaxSource
+from astrollava_jax.weights.peft import base_of, read_adapter
 from astrollava_jax.weights.pixels import read_pixels
+from astrollava_jax.weights.recognise import MM_PROJECTOR, recognise
 from astrollava_jax.weights.source import Source
-from astrollava_jax.weights.tensors import Tensors, has_tensors, open_tensors
+from astrollava_jax.weights.tensors import Renamed, Tensors, has_tensors, open_tensors
+from astrollava_jax.weights.torch_file import TorchFile
 
 Tree = Mapping[str, Any]
-
-
-def _is_original(tree: Tree) -> bool:
-    kind = str(tree.get("model_type"))
-    return kind.startswith("llava") and ("mm_vision_tower" in tree or "mm_hidden_size" in tree)
-
-
-_TOWERS = [*known("vision"), *(name.removesuffix("_vision_model") for name in known("vision"))]
-
-_TESTS: tuple[tuple[Layout, str, Callable[[Tree], bool]], ...] = (
-    (ORIGINAL, "model_type llava or llava_*, with mm_* keys", _is_original),
-    (
-        HF,
-        "model_type llava or llava_next, with text_config",
-        lambda tree: tree.get("model_type") in ("llava", "llava_next"),
-    ),
-    (
-        DECODER,
-        f"model_type {', '.join(known('llm'))}",
-        lambda tree: tree.get("model_type") in known("llm"),
-    ),
-    (TOWER, f"model_type {', '.join(_TOWERS)}", lambda tree: tree.get("model_type") in _TOWERS),
-)
-"""What a layout's config.json looks like; the first that fits holds."""
 
 
 class FilesSource(Source):
@@ -73,43 +61,45 @@ class FilesSource(Source):
         """The directory whose files give a parameter."""
         return self._bound[address].folder
 
-
-def recognise(folder: files.Where) -> Layout:
-    """The layout of a model's directory.
-
-    Raises:
-        FileNotFoundError: if there is no such directory.
-        ValueError: if its layout is unknown; says what was looked for and what was found.
-    """
-    if not files.is_folder(folder):
-        raise FileNotFoundError(f"{folder}: expected the directory of a model, found none")
-    if files.exists(files.join(folder, FACTS)):
-        return ORBAX
-    found = ", ".join(files.names(folder)[:20]) or "nothing"
-    if files.exists(files.join(folder, "config.json")):
-        tree = _config(folder)
-        for layout, _, fits in _TESTS:
-            if fits(tree):
-                return layout
-        found = f"model_type {tree.get('model_type')!r} in config.json"
-    looked = "\n  ".join(f"{layout.name}: config.json with {says}" for layout, says, _ in _TESTS)
-    raise ValueError(
-        f"{folder}: unknown layout. Looked for\n  {looked}\n  orbax: {FACTS}\nfound {found}"
-    )
+    def with_parameters(self, bound: Mapping[str, Bound]) -> "FilesSource":
+        """The same with some more parameters."""
+        self._bound = {**self._bound, **bound}
+        return self
 
 
-def open_model(folder: files.Where, *, vision: files.Where | None = None) -> Source:
+def open_model(
+    folder: files.Where,
+    *,
+    vision: files.Where | None = None,
+    llm: files.Where | None = None,
+    base: files.Where | None = None,
+) -> Source:
     """A whole model, in whichever layout.
 
     Args:
         folder: its directory.
         vision: the directory of its tower, for an original directory that only names it.
+        llm: the directory of its decoder, for one that holds a projector alone.
+        base: the directory of the model that an adapter belongs to, unless its config names it.
 
     Raises:
         FileNotFoundError: if files are missing.
         ValueError: if the layout is unknown, or tensors and config do not fit; all faults at once.
     """
     layout = recognise(folder)
+    if layout is PEFT:
+        whole = base_of(folder, base)
+        return read_adapter(folder, open_model(whole, vision=vision))
+    if base is not None:
+        raise ValueError(
+            f"{folder}: has the layout {layout.name}; only an adapter or a run has a base"
+        )
+    if layout is PROJECTOR:
+        return _open_projector(str(folder), vision, llm)
+    if llm is not None:
+        raise ValueError(
+            f"{folder}: has a decoder of its own, so that --llm {llm} has no place in it"
+        )
     if vision is not None and layout is not ORIGINAL:
         raise ValueError(
             f"{folder}: has the layout {layout.name}; a tower is added only to the layout llava, "
@@ -127,7 +117,7 @@ def open_model(folder: files.Where, *, vision: files.Where | None = None) -> Sou
     )
 
 
-def join(vision: files.Where, llm: files.Where) -> Source:
+def join(vision: files.Where, llm: files.Where) -> FilesSource:
     """A tower and a decoder with a fresh projector between them, as LLaVA 1.5 begins.
 
     Raises:
@@ -200,6 +190,32 @@ def _open_original(folder: str, vision: str | None) -> Source:
     said = tree.get("image_aspect_ratio")
     mode: Mode = said if said in ("pad", "anyres") else square
     return _describe(folder, config, bound, layout=ORIGINAL.name, image_mode=mode)
+
+
+def _open_projector(folder: str, vision: files.Where | None, llm: files.Where | None) -> Source:
+    """LLaVA's stage 1 alone: `mm_projector.bin` between a tower and a decoder from elsewhere."""
+    tree = _config(folder)
+    if vision is None or llm is None:
+        raise ValueError(
+            f"{folder}: holds a projector alone, trained between {tree.get('mm_vision_tower')} and "
+            f"{tree.get('_name_or_path')}: give both directories, --vision DIR and --llm DIR"
+        )
+    parts = join(vision, llm)
+    config = _told(folder, foreign_config.read_original, tree, parts.config.vision)
+    config = dataclasses.replace(config, llm=parts.config.llm)
+    tensors = Tensors(
+        folder, [Renamed(TorchFile(files.join(folder, MM_PROJECTOR)), _projector_name)]
+    )
+    bound = _bind(PROJECTOR, config, tensors)
+    parts.config, parts.missing = config, ()
+    parts.image_mode = "pad" if tree.get("image_aspect_ratio") == "pad" else "crop"
+    return parts.with_parameters(bound)
+
+
+def _projector_name(name: str) -> str:
+    """LLaVA's own loader goes by what follows this word."""
+    before, word, rest = name.rpartition("mm_projector.")
+    return f"model.{word}{rest}" if word else before + rest
 
 
 def _describe(

@@ -171,6 +171,16 @@ ORIGINAL = Layout(
     linears=_original_linears,
     image_newline=("model.image_newline",),
 )
+MODULES = Layout(  # the modules of transformers 5 in memory, to which adapters are put
+    name="modules",
+    llm=(("model.language_model.", "lm_head."),),
+    vision=("model.vision_tower.",),
+    projector=("model.multi_modal_projector.",),
+    linears=_hf_linears,
+    image_newline=("model.image_newline",),
+)
+PROJECTOR = Layout(name="projector", projector=("model.mm_projector.",), linears=_original_linears)
+PEFT = Layout(name="peft")
 DECODER = Layout(name="decoder", llm=(("model.", "lm_head."),))
 TOWER = Layout(name="tower", vision=("vision_model.", ""), ignored=_BUFFERS + _OTHER_HALF)
 ORBAX = Layout(name="orbax")

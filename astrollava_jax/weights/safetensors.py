@@ -168,7 +168,7 @@ def write(
     names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
     names = names if count > 1 else ["model.safetensors"]
     for name, shard in zip(names, shards):
-        _write_file(files.join(folder, name), shard)
+        write_file(files.join(folder, name), shard)
     if count > 1:
         index = {
             "metadata": {"total_size": sum(tensor.info.nbytes for tensor in tensors)},
@@ -190,7 +190,8 @@ def _shards(tensors: Sequence[Outgoing], shard_bytes: int) -> list[list[Outgoing
     return shards
 
 
-def _write_file(path: str, tensors: Sequence[Outgoing]) -> None:
+def write_file(path: str, tensors: Sequence[Outgoing]) -> None:
+    """Writes one file, tensor by tensor."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     place = 0
     for tensor in tensors:

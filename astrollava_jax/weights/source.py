@@ -87,24 +87,24 @@ class Derived(Source):
     """A model made of another: what it does not say anew is as there."""
 
     def __init__(self, base: Source):
-        self._base = base
+        self.base = base
         super().__init__(**{field.name: getattr(base, field.name) for field in _FIELDS})
 
     def read(self, address: str, index: Index | None = None) -> Shaped[np.ndarray, "..."]:
         """A parameter of the base, or a part of it."""
-        return self._base.read(address, index)
+        return self.base.read(address, index)
 
     def dtype(self, address: str) -> np.dtype:
         """What the base stores a parameter as."""
-        return self._base.dtype(address)
+        return self.base.dtype(address)
 
     def fingerprint(self, address: str) -> str:
         """The base's digest."""
-        return self._base.fingerprint(address)
+        return self.base.fingerprint(address)
 
     def folder_of(self, address: str) -> str:
         """The base's directory."""
-        return self._base.folder_of(address)
+        return self.base.folder_of(address)
 
 
 _FIELDS = dataclasses.fields(Source)
@@ -140,7 +140,7 @@ class Overlay(Derived):
         if unknown:
             raise ValueError(f"{folder}: the model has no parameters {', '.join(unknown)}")
         super().__init__(source)
-        self._trained, self._folder = trained, str(folder)
+        self.trained, self._folder = trained, str(folder)
         self._last: tuple[str, Any] = ("", None)
         self._dtype = None if dtype is None else np.dtype(dtype)
         self.template = template or source.template
@@ -151,31 +151,31 @@ class Overlay(Derived):
 
     def read(self, address: str, index: Index | None = None) -> Shaped[np.ndarray, "..."]:
         """A parameter, or a part of it."""
-        if address in self._trained:
+        if address in self.trained:
             array = self._array(address)
             array = np.asarray(array if index is None else array[index])
         else:
-            array = self._base.read(address, index)
+            array = self.base.read(address, index)
         return cast(array, self.dtype(address), address)
 
     def dtype(self, address: str) -> np.dtype:
         """The base's dtype; a part that the base has no numbers for has that of its embedding."""
         if self._dtype is not None:
             return self._dtype
-        fresh = address in self._base.missing
-        if fresh and "llm/embed/embedding" in self._base.missing:
+        fresh = address in self.base.missing
+        if fresh and "llm/embed/embedding" in self.base.missing:
             return np.dtype(np.float32)  # made from nothing: kept as it was trained
-        return self._base.dtype("llm/embed/embedding" if fresh else address)
+        return self.base.dtype("llm/embed/embedding" if fresh else address)
 
     def fingerprint(self, address: str) -> str:
         """A digest of the base's bytes, or of the trained numbers as they would be stored."""
-        if address not in self._trained:
-            return self._base.fingerprint(address)
+        if address not in self.trained:
+            return self.base.fingerprint(address)
         return hashlib.sha256(self.read(address).tobytes()).hexdigest()[:32]
 
     def folder_of(self, address: str) -> str:
         """The base's directory, or the one given for what was trained."""
-        return self._folder if address in self._trained else self._base.folder_of(address)
+        return self._folder if address in self.trained else self.base.folder_of(address)
 
     def take_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Puts another tokenizer in the place of the base's."""
@@ -189,7 +189,7 @@ class Overlay(Derived):
         """What was trained of a parameter; the last one is kept, for it is read layer by layer."""
         if self._last[0] != address:
             self._last = ("", None)
-            self._last = (address, self._trained[address])
+            self._last = (address, self.trained[address])
             expected, found = llava.shapes(self.config)[address], tuple(self._last[1].shape)
             if found != expected:
                 raise ValueError(f"{address}: expected {list(expected)}, found {list(found)}")
@@ -197,9 +197,9 @@ class Overlay(Derived):
 
     def _restates(self) -> bool:
         """Whether the base's files say something else than what is true of this model."""
-        said = (self._base.template, self._base.image_mode)
+        said = (self.base.template, self.base.image_mode)
         return (self.template, self.image_mode) != said or any(
-            self.dtype(address) != self._base.dtype(address) for address in self._base.shapes
+            self.dtype(address) != self.base.dtype(address) for address in self.base.shapes
         )
 
 

@@ -23,10 +23,26 @@ FORMATS: tuple[tuple[str, Callable[[str], TensorFile]], ...] = (
 """File name and reader; several files have the name with `.index.json` beside them."""
 
 
+class Renamed:
+    """A file whose tensors go by other names here."""
+
+    def __init__(self, file: TensorFile, rename: Callable[[str], str]):
+        self.path, self._file = file.path, file
+        self._names = {rename(name): name for name in file.infos}
+        if len(self._names) < len(file.infos):
+            lost = sorted(set(file.infos) - set(self._names.values()))
+            raise ValueError(f"{file.path}: the same tensor twice\n  " + "\n  ".join(lost))
+        self.infos = {name: file.infos[old] for name, old in self._names.items()}
+
+    def read(self, name: str, index: Index) -> Shaped[np.ndarray, "..."]:
+        """A part of a tensor."""
+        return self._file.read(self._names[name], index)
+
+
 class Tensors:
     """All tensors of a folder."""
 
-    def __init__(self, folder: str, parts: Sequence[TensorFile]):
+    def __init__(self, folder: str, parts: Sequence[TensorFile | Renamed]):
         self.folder = folder
         self._where = {name: part for part in parts for name in part.infos}
         self.infos: Mapping[str, Info] = {

@@ -1,5 +1,6 @@
 """Reads PyTorch's pickled tensors (`.bin`), with nothing but tensors let through."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
@@ -11,7 +12,7 @@ from astrollava_jax.weights.layout import Index
 from astrollava_jax.weights.safetensors import Info
 
 _MISSING = (
-    "{path}: a .bin file is read with torch, which is not installed: `pip install torch`, or "
+    "{path}: a .bin file needs torch, which is not installed: `pip install torch`, or "
     "convert the directory to safetensors where torch is"
 )
 
@@ -33,6 +34,27 @@ class TorchFile:
     def read(self, name: str, index: Index) -> Shaped[np.ndarray, "..."]:
         """A part of a tensor."""
         return _numpy(self._tensors[name][index])
+
+
+def write_torch(path: str, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> None:
+    """Writes arrays as tensors by name, as `torch.save` does.
+
+    Raises:
+        ValueError: if torch is not installed.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise ValueError(_MISSING.format(path=path)) from None
+    tensors = {}
+    for name, array in arrays.items():
+        array = np.ascontiguousarray(array)
+        if array.dtype == ml_dtypes.bfloat16:
+            tensors[name] = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        else:
+            tensors[name] = torch.from_numpy(array)
+    with files.publish(path) as handle:
+        torch.save(tensors, handle)
 
 
 def _load(path: str) -> dict[str, Any]:

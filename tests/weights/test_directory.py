@@ -14,8 +14,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from astrollava_jax.models.llava import logical_axes
 from astrollava_jax.sharding import MeshConfig, placements
 from astrollava_jax.weights import llava
-from astrollava_jax.weights.directory import join, open_model, recognise
+from astrollava_jax.weights.directory import join, open_model
 from astrollava_jax.weights.load import load
+from astrollava_jax.weights.recognise import recognise
 from astrollava_jax.weights.save import save
 from astrollava_jax.weights.source import Overlay
 
@@ -44,8 +45,8 @@ def test_layouts_are_told_by_files(hf, original, parts, tmp_path):
 def test_an_unknown_directory_says_what_was_looked_for(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected the directory of a model"):
         recognise(tmp_path / "absent")
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"hf: config.json with(.|\n)*found adapter_config.json"):
+    (tmp_path / "README.md").write_text("{}")
+    with pytest.raises(ValueError, match=r"hf: config.json with(.|\n)*found README.md"):
         recognise(tmp_path)
     tiny.write_json(tmp_path, "config.json", {"model_type": "bert"})
     with pytest.raises(ValueError, match=r"found model_type 'bert' in config.json"):
@@ -186,8 +187,15 @@ def test_a_model_that_ours_is_not_is_refused(model, tmp_path):
                  "vision_feature_layer: expected one layer"):  # fmt: skip
         assert line in str(error.value)
     tiny.write_original(tmp_path / "next", model)
-    edit(tmp_path / "next", "config.json", image_aspect_ratio="anyres_max_9", mm_projector_type="resam")
-    with pytest.raises(ValueError, match=r"'anyres_max_9'\n  mm_projector_type: expected 'linear' or"):
+    edit(
+        tmp_path / "next",
+        "config.json",
+        image_aspect_ratio="anyres_max_9",
+        mm_projector_type="resam",
+    )
+    with pytest.raises(
+        ValueError, match=r"'anyres_max_9'\n  mm_projector_type: expected 'linear' or"
+    ):
         open_model(tmp_path / "next")
 
 
