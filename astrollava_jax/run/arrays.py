@@ -29,7 +29,7 @@ class Arrays(Mapping[str, np.ndarray]):
         return len(self._tensors.infos)
 
 
-def write_arrays(folder: str, arrays: Mapping[str, np.ndarray]) -> None:
+def write_arrays(folder: str, arrays: Mapping[str, Any]) -> None:
     """Writes arrays by address into a folder of their own."""
 
     def outgoing(address: str) -> Outgoing:
@@ -40,13 +40,13 @@ def write_arrays(folder: str, arrays: Mapping[str, np.ndarray]) -> None:
     write_safetensors(files.make_folder(folder), [outgoing(address) for address in arrays])
 
 
-class Merged(Mapping[str, np.ndarray]):
+class Merged(Mapping[str, Any]):
     """Arrays of several places as one mapping; nothing is read before it is asked for."""
 
-    def __init__(self, *parts: Mapping[str, np.ndarray]):
+    def __init__(self, *parts: Mapping[str, Any]):
         self._parts = collections.ChainMap(*map(_mutable, parts))
 
-    def __getitem__(self, address: str) -> np.ndarray:
+    def __getitem__(self, address: str) -> Any:
         return self._parts[address]
 
     def __iter__(self) -> Iterator[str]:
@@ -56,13 +56,13 @@ class Merged(Mapping[str, np.ndarray]):
         return len(self._parts)
 
 
-class Chosen(Mapping[str, np.ndarray]):
+class Chosen(Mapping[str, Any]):
     """Some arrays of a mapping; nothing is read before it is asked for."""
 
-    def __init__(self, arrays: Mapping[str, np.ndarray], addresses: Iterable[str]):
+    def __init__(self, arrays: Mapping[str, Any], addresses: Iterable[str]):
         self._arrays, self._addresses = arrays, frozenset(addresses)
 
-    def __getitem__(self, address: str) -> np.ndarray:
+    def __getitem__(self, address: str) -> Any:
         if address not in self._addresses:
             raise KeyError(address)
         return self._arrays[address]
@@ -74,5 +74,5 @@ class Chosen(Mapping[str, np.ndarray]):
         return len(self._addresses)
 
 
-def _mutable(mapping: Mapping[str, np.ndarray]) -> Any:
+def _mutable(mapping: Mapping[str, Any]) -> Any:
     return mapping
