@@ -199,9 +199,10 @@ def test_the_same_adapters_are_taken_on(done, sky, tmp_path):
 
 def test_other_adapters_begin_beside_the_merged_kernels(done, sky, tmp_path, capsys, monkeypatch):
     """The first update has rate 0, so that the new run answers as the one before it."""
-    small_run.on_devices(monkeypatch, 1)
     file = file_of(sky, done.out, tmp_path / "run")
-    train(with_lora(file, lora=LORA | {"rank": 2}, steps=1, evaluate=None))
+    with monkeypatch.context() as patch:
+        small_run.on_devices(patch, 1)
+        train(with_lora(file, lora=LORA | {"rank": 2}, steps=1, evaluate=None))
     told = f"note: the adapters of {done.out} (rank 4) are merged into its kernels"
     assert told in capsys.readouterr().out
     facts = json.loads((tmp_path / "run" / "base.json").read_text())
