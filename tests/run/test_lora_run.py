@@ -3,14 +3,13 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import pytest
 import small_run
 import tiny_directories as tiny
-from conftest import Done
 from small_run import arrays, curve
 from tiny_llava import assert_close
 
@@ -37,6 +36,13 @@ OPTIMIZER = {
 }
 TARGET = "llm/layers/mlp/up_proj"
 QUESTION = ["<image>\nwhat color is the galaxy?", "how many stars are there?"]
+
+
+class Done(NamedTuple):
+    """A finished run."""
+
+    file: str
+    out: Path
 
 
 def with_lora(file: str, frozen: str = "float32", lora: Any = LORA, **overrides: Any):
