@@ -41,7 +41,7 @@ def run_folder(path: str | None) -> tuple[str, int | None] | None:
 
 def begin(
     folder: str, run_yaml: str, base: Source, init: InitConfig, trainable: list[str],
-    frozen: list[str], inherited: Mapping[str, np.ndarray], template: str, image_mode: Mode,
+    frozen: list[str], inherited: Mapping[str, Any], template: str, image_mode: Mode,
     data: dict[str, Any],
 ) -> None:  # fmt: skip
     """Writes everything of a run directory that stands before its first step.

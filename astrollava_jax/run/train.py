@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -133,7 +134,7 @@ def _begin(
 ) -> None:  # fmt: skip
     """Writes the run directory."""
     foreign = {*fresh, *opened.changed}
-    inherited: Mapping[str, np.ndarray] = {
+    inherited: Mapping[str, Any] = {
         address: np.asarray(params[address]) if address in fresh else opened.changed[address]
         for address in stage.model.frozen
         if address in foreign
