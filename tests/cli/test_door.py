@@ -224,10 +224,10 @@ def test_what_convert_refuses(folder, refused):
     said = refused("convert", folder / "hf", there, "--layout", "hf")
     assert f"{there} exists: choose another name, or remove it first" in said
     assert "invalid choice: 'gguf'" in refused("convert", folder / "hf", gone, "--layout", "gguf")
-    assert "expected DST alone with --llm, and SRC DST without" in refused(
+    assert "expected SRC DST, or DST alone with --vision and --llm" in refused(
         "convert", folder / "hf", "--layout", "hf"
     )
-    assert "expected DST alone" in refused(
+    assert f"has a decoder of its own, so that --llm {folder}/llm has no place" in refused(
         "convert", folder / "hf", "--llm", folder / "llm", gone, "--layout", "hf"
     )
     said = refused("convert", "--vision", folder / "llm", "--llm", folder / "llm", gone,
@@ -244,7 +244,7 @@ def test_what_convert_refuses(folder, refused):
         (["ask"], "the following arguments are required: MODEL, question"),
         (["ask", "model", "question", "answer"], "unrecognized arguments: answer"),
         (["convert", "--layout", "hf"], "required: [SRC] DST"),
-        (["convert", "one", "two", "three", "--layout", "hf"], "expected DST alone"),
+        (["convert", "one", "two", "three", "--layout", "hf"], "expected SRC DST"),
         (["trian"], "invalid choice: 'trian'"),
     ],
 )

@@ -146,9 +146,9 @@ def read_run(path: str, **overrides: Any) -> RunConfig:
 
 
 def on_devices(monkeypatch, count: int) -> None:
-    """Makes every mesh of the test of the first `count` devices."""
-    build = MeshConfig.build
-    monkeypatch.setattr(MeshConfig, "build", lambda mesh: build(mesh, jax.devices()[:count]))
+    """Makes every mesh of the test of the first `count` devices, unless it names its own."""
+    build, few = MeshConfig.build, jax.devices()[:count]
+    monkeypatch.setattr(MeshConfig, "build", lambda mesh, own=None: build(mesh, own or few))
 
 
 def curve(out: Any) -> list[tuple[float, ...]]:

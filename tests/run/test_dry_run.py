@@ -1,5 +1,6 @@
 """`train --dry-run`, read as a person reads it."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -15,7 +16,7 @@ from astrollava_jax.data import chat
 from astrollava_jax.data.example import Turn
 from astrollava_jax.data.rows import RowShape, Sample, Slot, build_row
 from astrollava_jax.data.samples import expand
-from astrollava_jax.data.tiles import one_image
+from astrollava_jax.data.tiles import layout, one_image
 from astrollava_jax.data.tokenizer import Tokenizer
 from astrollava_jax.run.decoded import sample_text
 from astrollava_jax.run.dry_run import verdict
@@ -135,6 +136,18 @@ def test_samples_are_marked_where_they_are_learned(folder):
     ]
     styled = [texts[0].plain[span.start : span.end] for span in texts[0].spans]
     assert styled == ["«two stars.↵»"]
+
+
+def test_pictures_in_tiles_are_told_by_their_positions(folder):
+    tokenizer = Tokenizer.from_folder(folder / "hf")
+    facts = dataclasses.replace(FACTS, grid=((28, 56), (56, 56)))
+    layouts = [layout((30, 60), facts), one_image(facts), layout((60, 60), facts)]
+    rendered = chat.render("x", DIALOGUE[2:], "two stars.", "plain", tokenizer, 3)
+    words = expand(rendered, tokenizer.image_id, layouts, facts.tokens, 1000)
+    slot = Slot(0, 0, len(words.tokens), words.num_images, words.num_learned)
+    row = build_row([Sample(slot, words, ())], RowShape(1000, 500, 9), facts, tokenizer.pad_id)
+    text = sample_text(row.map(lambda field: field[None]), 0, 1, tokenizer, facts.tokens)
+    assert text.plain == "<s><image x14><image x4><image x24>«two stars.↵»"
 
 
 @pytest.mark.skipif(

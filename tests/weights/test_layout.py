@@ -1,5 +1,6 @@
 """Rows, read both ways, and the names that they stand for."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -175,6 +176,24 @@ def test_the_map_covers_every_name_of_the_original(size):
     assert {n: f.shape for n, f in ORIGINAL.foreign(config).items()} == expected
     if size == "7b":
         assert sum(map(math.prod, expected.values())) == 7_062_902_784
+
+
+def test_a_model_with_a_grid_has_one_vector_more():
+    without = llava_1_5("7b", 32064)
+    config = dataclasses.replace(without, grid=((336, 672),))
+
+    def added(layout, names=None):
+        found = layout.foreign(config, names)
+        new = found.keys() - layout.foreign(without, names).keys()
+        return {name: (found[name].shape, found[name].pieces[0].address) for name in new}
+
+    vector = ((4096,), "image_newline/embedding")
+    assert added(HF) == {"image_newline": vector}
+    assert added(HF, ["model.image_newline"]) == {"model.image_newline": vector}
+    assert added(ORIGINAL) == {"model.image_newline": vector}
+    assert added(LLAMA) == added(CLIP) == {}
+    (piece,) = HF.foreign(config)["image_newline"].pieces
+    assert piece.to_theirs(np.ones((1, 4096))).shape == (4096,)
 
 
 def test_the_map_covers_the_bare_parts():

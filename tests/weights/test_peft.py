@@ -1,7 +1,5 @@
 """Adapters in PEFT's and LLaVA's forms: read over their base, written, and loaded by PEFT."""
 
-import json
-
 import numpy as np
 import peft
 import pytest
@@ -12,7 +10,6 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from astrollava_jax.run.convert import convert
-from astrollava_jax.run.opening import open_any
 from astrollava_jax.weights.directory import open_model
 from astrollava_jax.weights.recognise import recognise
 
