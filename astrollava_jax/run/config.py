@@ -43,7 +43,7 @@ class InitConfig:
             raise ValueError("state either model, or llm with vision")
         if self.base is not None and self.model is None:
             raise ValueError("base needs model beside it: the adapter")
-        if self.llm is not None and self.vision is None:
+        if self.model is None and self.vision is None:
             raise ValueError("llm needs vision beside it: the tower that looks")
 
 

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from published import HF_PROJECTOR, PREFIX, llava_1_5, published_names
 
 from astrollava_jax.models.clip import ClipConfig
 from astrollava_jax.models.llama import LlamaConfig
@@ -95,58 +96,6 @@ def test_an_index_is_completed():
     assert whole(None, (4,)) == (slice(0, 4),)
 
 
-def llava_1_5(size: str, rows: int) -> LlavaConfig:
-    """LLaVA 1.5 as published."""
-    dim, mlp, layers = {"7b": (4096, 11008, 32), "13b": (5120, 13824, 40)}[size]
-    return LlavaConfig(
-        vision=ClipConfig(
-            image_size=336, patch_size=14, embed_dim=1024, mlp_dim=4096, num_layers=24, num_heads=16
-        ),
-        projector=MlpConfig(depth=2),
-        llm=LlamaConfig(
-            vocab_size=rows, embed_dim=dim, mlp_dim=mlp, num_layers=layers, num_heads=dim // 128,
-            num_kv_heads=dim // 128, head_dim=128,
-        ),
-    )  # fmt: skip
-
-
-def published_names(size: str, rows: int, llm: str, head: str, tower: str, projector: list[str]):
-    """Names and shapes as the model's files list them, written out by hand."""
-    dim, mlp, layers = {"7b": (4096, 11008, 32), "13b": (5120, 13824, 40)}[size]
-    names = {
-        f"{llm}embed_tokens.weight": (rows, dim),
-        f"{llm}norm.weight": (dim,),
-        f"{head}.weight": (rows, dim),
-        f"{projector[0]}.weight": (dim, 1024),
-        f"{projector[0]}.bias": (dim,),
-        f"{projector[1]}.weight": (dim, dim),
-        f"{projector[1]}.bias": (dim,),
-        f"{tower}embeddings.class_embedding": (1024,),
-        f"{tower}embeddings.patch_embedding.weight": (1024, 3, 14, 14),
-        f"{tower}embeddings.position_embedding.weight": (577, 1024),
-    }
-    for layer in range(layers):
-        start = f"{llm}layers.{layer}."
-        names |= {f"{start}self_attn.{p}_proj.weight": (dim, dim) for p in "qkvo"}
-        names |= {f"{start}mlp.{p}_proj.weight": (mlp, dim) for p in ("gate", "up")}
-        names[f"{start}mlp.down_proj.weight"] = (dim, mlp)
-        names |= {f"{start}{p}_layernorm.weight": (dim,) for p in ("input", "post_attention")}
-    norms = [f"{tower}pre_layrnorm", f"{tower}post_layernorm"]
-    for layer in range(24):
-        start = f"{tower}encoder.layers.{layer}."
-        norms += [f"{start}layer_norm1", f"{start}layer_norm2"]
-        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            names[f"{start}self_attn.{part}.weight"] = (1024, 1024)
-            names[f"{start}self_attn.{part}.bias"] = (1024,)
-        names |= {f"{start}mlp.fc1.weight": (4096, 1024), f"{start}mlp.fc1.bias": (4096,)}
-        names |= {f"{start}mlp.fc2.weight": (1024, 4096), f"{start}mlp.fc2.bias": (1024,)}
-    return names | {f"{norm}.{end}": (1024,) for norm in norms for end in ("weight", "bias")}
-
-
-HF_PROJECTOR = ["multi_modal_projector.linear_1", "multi_modal_projector.linear_2"]
-PREFIX = "vision_tower.vision_model."
-
-
 @pytest.mark.parametrize("size", ["7b", "13b"])
 def test_the_map_covers_every_name_of_hf(size):
     config = llava_1_5(size, 32064)
@@ -191,7 +140,7 @@ def test_a_model_with_a_grid_has_one_vector_more():
     assert added(HF) == {"image_newline": vector}
     assert added(HF, ["model.image_newline"]) == {"model.image_newline": vector}
     assert added(ORIGINAL) == {"model.image_newline": vector}
-    assert added(LLAMA) == added(CLIP) == {}
+    assert added(DECODER) == added(TOWER) == {}
     (piece,) = HF.foreign(config)["image_newline"].pieces
     assert piece.to_theirs(np.ones((1, 4096))).shape == (4096,)
 

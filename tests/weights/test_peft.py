@@ -1,5 +1,8 @@
 """Adapters in PEFT's and LLaVA's forms: read over their base, written, and loaded by PEFT."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import peft
 import pytest
@@ -7,9 +10,10 @@ import safetensors.torch
 import tiny_directories as tiny
 import tiny_llava
 import torch
-from transformers import LlavaForConditionalGeneration
+from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
 
 from astrollava_jax.run.convert import convert
+from astrollava_jax.run.opening import open_any
 from astrollava_jax.weights.directory import open_model
 from astrollava_jax.weights.recognise import recognise
 
@@ -41,7 +45,7 @@ def adapter(base, tmp_path_factory):
     adapted = peft.get_peft_model(model, config)
     torch.manual_seed(1)
     with torch.no_grad():
-        for name, value in adapted.named_parameters():
+        for value in adapted.parameters():
             if value.requires_grad:
                 value.add_(0.2 * torch.randn_like(value))
     adapted.save_pretrained(folder)
@@ -93,6 +97,82 @@ def test_merged_weights_are_those_of_peft(base, adapter, tmp_path):
         torch.testing.assert_close(whole.state_dict()[name], expected, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="has no adapters; leave it out"):
         convert(base, tmp_path / "no", "hf", merge=True)
-    with pytest.raises(ValueError, match="writes adapters alone: .* has none"):
+    with pytest.raises(ValueError, match=r"writes adapters alone: .* has none"):
         convert(base, tmp_path / "no", "peft")
     assert not (tmp_path / "no").exists()
+
+
+def test_an_adapter_of_an_original_model_is_in_the_form_of_llava(adapter, tmp_path):
+    """Decoder names as PEFT has them on LLaVA's own class; the projector in a file of its own."""
+    model = tiny_llava.torch_model()
+    tiny.write_original(tmp_path / "base", model, dtype=torch.float32)
+    trained = open_any(str(adapter[0]))
+    convert(_as_llava(adapter[0], tmp_path / "lora"), tmp_path / "again", "peft",
+            bases=[str(tmp_path / "base")])  # fmt: skip
+    again = open_any(str(tmp_path / "again"))
+    assert again.source.image_mode == "pad"
+    for address in trained.changed:
+        expected = np.asarray(trained.changed[address])
+        assert np.array_equal(np.asarray(again.changed[address]), expected), address
+    decoder = LlamaForCausalLM(model.config.text_config)
+    decoder.load_state_dict(
+        {name.replace("model.language_model.", "model."): value
+         for name, value in model.state_dict().items()
+         if "language_model" in name or "lm_head" in name}
+    )  # fmt: skip
+    merged = peft.PeftModel.from_pretrained(decoder, str(tmp_path / "again")).merge_and_unload()
+    for name, value in merged.state_dict().items():
+        theirs = adapter[1][name.replace("model.", "model.language_model.", 1)]
+        assert torch.equal(value, theirs), name
+
+
+def _as_llava(adapter: Path, folder: Path) -> Path:
+    """The same numbers as LLaVA saves them."""
+    folder.mkdir()
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    tiny.write_json(folder, "adapter_config.json", config | {"modules_to_save": None})
+    tiny.write_json(folder, "config.json", {"image_aspect_ratio": "pad"})
+    tensors = safetensors.torch.load_file(adapter / "adapter_model.safetensors")
+    lora = {name: value for name, value in tensors.items() if "lora_" in name}
+    torch.save({n.replace("model.language_model.", "model."): t for n, t in lora.items()},
+               folder / "adapter_model.bin")  # fmt: skip
+    whole = tiny.renamed(
+        {n.removeprefix("base_model.model."): t for n, t in tensors.items() if n not in lora},
+        tiny.TO_ORIGINAL,
+    )
+    torch.save({f"base_model.model.{n}": t for n, t in whole.items()},
+               folder / "non_lora_trainables.bin")  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"use_dora": True}, "use_dora: expected False, found True"),
+        (
+            {"peft_type": "IA3", "bias": "all"},
+            "peft_type: expected 'LORA', found 'IA3'\n  bias: exp",
+        ),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern: expected {}, found"),
+        ({"r": None}, "r and lora_alpha: expected numbers, found None and 6"),
+        ({"r": 8}, r"lora_A.weight: expected \[8, 48\], found \[4, 48\]"),
+        ({"base_model_name_or_path": "some/where"}, "'some/where', which is no directory here"),
+    ],
+)
+def test_what_is_not_ours_is_refused(adapter, tmp_path, changes, said):
+    config = json.loads((adapter[0] / "adapter_config.json").read_text())
+    tiny.write_json(tmp_path, "adapter_config.json", config | changes)
+    (tmp_path / "adapter_model.safetensors").symlink_to(adapter[0] / "adapter_model.safetensors")
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        open_model(tmp_path)
+
+
+def test_an_adapter_of_another_model_is_refused(adapter, tmp_path):
+    config = json.loads((adapter[0] / "adapter_config.json").read_text())
+    tiny.write_json(tmp_path, "adapter_config.json", config)
+    with pytest.raises(FileNotFoundError, match=r"weights in adapter_model.safetensors or"):
+        open_model(tmp_path)
+    strange = {"base_model.model.transformer.h.0.attn.lora_A.weight": torch.zeros(4, 48)}
+    safetensors.torch.save_file(strange, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"belongs to a module of the base: found transformer\.h"):
+        open_model(tmp_path)
