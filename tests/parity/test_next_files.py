@@ -23,6 +23,7 @@ from transformers import (
 import astrollava_jax as al
 from astrollava_jax.data.image import normalize
 from astrollava_jax.data.tiles import layout_of, prepare_tiles
+from astrollava_jax.weights import foreign_config
 from astrollava_jax.weights.directory import open_model, recognise
 from astrollava_jax.weights.save import save
 
@@ -156,6 +157,28 @@ def test_the_export_of_an_original_answers_as_in_transformers(original, tmp_path
     _, folder, _ = original
     save(tmp_path / "hf", "hf", open_model(folder))
     assert_transformers_answers_as(folder, tmp_path / "hf")
+
+
+def test_a_directory_as_the_scripts_of_llava_leave_it(monkeypatch, tmp_path):
+    """Its tower is embedded and only named, and its canvases are a text: a command's argument."""
+    model = tiny_llava.torch_next()
+    tiny.write_original(tmp_path, model)
+    config = config_of(tmp_path) | {"image_grid_pinpoints": str([(w, h) for h, w in GRID])}
+    named = {"some/tower": config.pop("mm_vision_config")}
+    tiny.write_json(tmp_path, "config.json", config)
+    monkeypatch.setattr(foreign_config, "PUBLISHED_TOWERS", named)
+    assert open_model(tmp_path).config == tiny_llava.next_config()
+    # Of a model that cuts no tiles they are left over, whatever they say.
+    pad = {"image_aspect_ratio": "pad", "mm_patch_merge_type": "flat"}
+    tiny.write_original(tmp_path / "pad", tiny_llava.torch_model())
+    left = {"image_grid_pinpoints": "(1x1),...,(6x6)"}
+    config = config_of(tmp_path / "pad")
+    tiny.write_json(tmp_path / "pad", "config.json", config | pad | left)
+    assert open_model(tmp_path / "pad").config == tiny_llava.our_config()
+    tiny.write_original(tmp_path / "text", model)
+    tiny.write_json(tmp_path / "text", "config.json", config_of(tmp_path / "text") | left)
+    with pytest.raises(ValueError, match=r"expected a list of pairs .* found '\(1x1\),"):
+        open_model(tmp_path / "text")
 
 
 def test_a_directory_of_next_is_read_and_comes_back_to_the_byte(hf, tmp_path):
