@@ -6,7 +6,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
 
 WORDS, IMAGE_ID, PAD_ID, ROWS = 61, 61, 62, 64
 """The tokenizer's own words; what is added to them; the rows of the table of tiny_llava."""
@@ -16,6 +16,7 @@ TO_4X = (
     ("lm_head.", "language_model.lm_head."),
     ("model.multi_modal_projector.", "multi_modal_projector."),
     ("model.vision_tower.", "vision_tower.vision_model."),
+    ("model.image_newline", "image_newline"),
 )
 TO_4_52 = (("model.vision_tower.", "model.vision_tower.vision_model."),)
 TO_ORIGINAL = (
@@ -25,6 +26,17 @@ TO_ORIGINAL = (
     ("model.vision_tower.", "model.vision_tower.vision_tower.vision_model."),
 )
 
+ORIGINAL_TYPES = {
+    "llama": ("LlavaLlamaForCausalLM", "llava_llama"),
+    "mistral": ("LlavaMistralForCausalLM", "llava_mistral"),
+    "qwen2": ("LlavaQwenForCausalLM", "llava_qwen"),
+}
+"""What haotian-liu/LLaVA and LLaVA-VL/LLaVA-NeXT call their models, by decoder."""
+
+OWN_KEYS = {"mistral": ("sliding_window",), "qwen2": ("use_sliding_window", "max_window_layers")}
+"""What a decoder's config has besides those of a Llama."""
+
+Model = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
 Tensors = dict[str, torch.Tensor]
 
 
@@ -40,7 +52,7 @@ def renamed(tensors: Tensors, prefixes: tuple[tuple[str, str], ...]) -> Tensors:
     return found
 
 
-def tensors_of(model: LlavaForConditionalGeneration, dtype: torch.dtype) -> Tensors:
+def tensors_of(model: Model, dtype: torch.dtype) -> Tensors:
     """A model's numbers under the names of transformers 5, a tied head once."""
     tied = model.config.text_config.tie_word_embeddings
     return {
@@ -54,26 +66,29 @@ def write_json(folder: Path, name: str, content: Any) -> None:
     (folder / name).write_text(json.dumps(content, indent=2))
 
 
-def text_config(model: LlavaForConditionalGeneration, rows: int) -> dict[str, Any]:
+def text_config(model: Model, rows: int) -> dict[str, Any]:
     """The decoder's config as transformers 4 writes it."""
     text = model.config.text_config
+    rope: Any = text.rope_parameters
     return {
-        "model_type": "llama",
+        "model_type": text.model_type,
         "hidden_size": text.hidden_size,
         "intermediate_size": text.intermediate_size,
         "num_hidden_layers": text.num_hidden_layers,
         "num_attention_heads": text.num_attention_heads,
         "num_key_value_heads": text.num_key_value_heads,
-        "rms_norm_eps": 1e-5,
+        "rms_norm_eps": text.rms_norm_eps,
+        "rope_theta": rope["rope_theta"],
         "max_position_embeddings": 256,
         "tie_word_embeddings": text.tie_word_embeddings,
         "vocab_size": rows,
         "bos_token_id": 1,
         "eos_token_id": 2,
+        **{key: getattr(text, key) for key in OWN_KEYS.get(text.model_type, ())},
     }
 
 
-def vision_config(model: LlavaForConditionalGeneration) -> dict[str, Any]:
+def vision_config(model: Model) -> dict[str, Any]:
     """The tower's config as transformers 4 writes it."""
     keys = (
         "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -117,18 +132,21 @@ def write_tokenizer(folder: Path, *, added: bool) -> None:
 
 def write_hf(
     folder: Path,
-    model: LlavaForConditionalGeneration,
+    model: Model,
     *,
     dtype: torch.dtype = torch.float16,
     names: tuple[tuple[str, str], ...] = TO_4X,
     tokenizer: bool = True,
 ) -> Tensors:
-    """A directory as llava-hf has them; returns what it holds."""
+    """A directory as llava-hf has them, of LLaVA-NeXT too; returns what it holds."""
+    grid = getattr(model.config, "image_grid_pinpoints", None)
+    kind, canvases = ("LlavaNext", {"image_grid_pinpoints": grid}) if grid else ("Llava", {})
     folder.mkdir(parents=True, exist_ok=True)
     tensors = renamed(tensors_of(model, dtype), names)
     safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     write_json(folder, "config.json", {
-        "architectures": ["LlavaForConditionalGeneration"], "model_type": "llava",
+        "architectures": [f"{kind}ForConditionalGeneration"],
+        "model_type": "llava_next" if grid else "llava", **canvases,
         "ignore_index": -100, "image_token_index": IMAGE_ID, "pad_token_id": PAD_ID,
         "projector_hidden_act": "gelu", "vision_feature_layer": -2, "image_seq_length": 4,
         "vision_feature_select_strategy": "default", "torch_dtype": str(dtype)[6:],
@@ -137,14 +155,16 @@ def write_hf(
     })  # fmt: skip
     write_json(folder, "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2})
     write_json(folder, "preprocessor_config.json", {
-        "image_processor_type": "CLIPImageProcessor", "do_center_crop": True, "do_resize": True,
+        "image_processor_type": "LlavaNextImageProcessor" if grid else "CLIPImageProcessor",
+        **(canvases and canvases | {"aspect_ratio_setting": "anyres"}),
         "crop_size": {"height": 28, "width": 28}, "size": {"shortest_edge": 28}, "resample": 3,
-        "do_rescale": True, "do_normalize": True, "do_convert_rgb": True,
+        "do_center_crop": True, "do_resize": True, "do_rescale": True, "do_normalize": True,
+        "do_convert_rgb": True,
         "image_mean": [0.48145466, 0.4578275, 0.40821073],
         "image_std": [0.26862954, 0.26130258, 0.27577711],
     })  # fmt: skip
     write_json(folder, "processor_config.json", {
-        "processor_class": "LlavaProcessor", "image_token": "<image>", "patch_size": 14,
+        "processor_class": f"{kind}Processor", "image_token": "<image>", "patch_size": 14,
         "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1,
     })  # fmt: skip
     template = "{% for m in messages %}{{ m['role'] | upper }}: {{ m['content'] }} {% endfor %}"
@@ -156,7 +176,7 @@ def write_hf(
 
 def write_original(
     folder: Path,
-    model: LlavaForConditionalGeneration,
+    model: Model,
     *,
     dtype: torch.dtype = torch.float16,
     tower: bool = True,
@@ -181,13 +201,22 @@ def write_original(
         where |= dict.fromkeys(part, name)
     index = {"metadata": {"total_size": 0}, "weight_map": where}
     write_json(folder, f"{stem}.{ending}.index.json", index)
+    architecture, model_type = ORIGINAL_TYPES[model.config.text_config.model_type]
     config = text_config(model, WORDS) | {
-        "architectures": ["LlavaLlamaForCausalLM"], "model_type": "llava_llama",
+        "architectures": [architecture], "model_type": model_type,
         "mm_hidden_size": 32, "mm_projector_type": "mlp2x_gelu", "mm_vision_tower": "some/tower",
         "mm_vision_select_layer": -2, "mm_vision_select_feature": "patch",
         "mm_use_im_start_end": False, "mm_use_im_patch_token": False, "image_aspect_ratio": "pad",
         "pad_token_id": 0, "torch_dtype": str(dtype)[6:],
     }  # fmt: skip
+    grid = getattr(model.config, "image_grid_pinpoints", None)
+    if grid:  # (width, height) there
+        config |= {
+            "image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad",
+            "image_grid_pinpoints": [[width, height] for height, width in grid],
+            "image_crop_resolution": 224, "image_split_resolution": 224,
+            "unfreeze_mm_vision_tower": True, "mm_vision_tower_lr": 2e-6,
+        }  # fmt: skip
     if tower:
         config["mm_vision_config"] = vision_config(model)
     write_json(folder, "config.json", config)
@@ -195,9 +224,7 @@ def write_original(
     return tensors
 
 
-def write_parts(
-    clip: Path, llm: Path, model: LlavaForConditionalGeneration, dtype: torch.dtype = torch.float32
-) -> None:
+def write_parts(clip: Path, llm: Path, model: Model, dtype: torch.dtype = torch.float32) -> None:
     """The tower as a CLIP with both halves, and the decoder as a bare Llama."""
     tensors = tensors_of(model, dtype)
     for folder in (clip, llm):

@@ -16,6 +16,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    PreTrainedConfig,
 )
 
 from astrollava_jax.models import clip, llama, llava, projector
@@ -27,30 +28,37 @@ GRID = ((28, 56), (56, 28), (56, 56), (84, 28))
 
 def torch_model(seed: int = 0, tie: bool = False) -> LlavaForConditionalGeneration:
     """Three tower layers, two decoder layers, grouped queries; weights large enough to matter."""
-    return _built(LlavaForConditionalGeneration, LlavaConfig, seed, tie)
+    return _built(LlavaForConditionalGeneration, LlavaConfig, seed, _llama(tie))
 
 
-def torch_next(seed: int = 0) -> LlavaNextForConditionalGeneration:
-    """The same as LLaVA-NeXT: with a grid, and a vector that ends a line."""
+def torch_next(
+    seed: int = 0, text: PreTrainedConfig | None = None
+) -> LlavaNextForConditionalGeneration:
+    """The same as LLaVA-NeXT: with a grid, and a vector that ends a line; or on another decoder."""
     grid = [list(canvas) for canvas in GRID]
-    return _built(
-        LlavaNextForConditionalGeneration, LlavaNextConfig, seed, False, image_grid_pinpoints=grid
-    )
+    kinds = LlavaNextForConditionalGeneration, LlavaNextConfig
+    return _built(*kinds, seed, text or _llama(False), image_grid_pinpoints=grid)
 
 
-def _built(model_class: Any, config_class: Any, seed: int, tie: bool, **options: Any) -> Any:
+def _llama(tie: bool) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=48, intermediate_size=80, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-5,
+        tie_word_embeddings=tie, max_position_embeddings=256,
+    )  # fmt: skip
+
+
+def _built(
+    model_class: Any, config_class: Any, seed: int, text: PreTrainedConfig, **options: Any
+) -> Any:
     torch.manual_seed(seed)
     config = config_class(
         vision_config=CLIPVisionConfig(
             hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
             image_size=28, patch_size=14, projection_dim=16,
         ),
-        text_config=LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=48, intermediate_size=80, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-5,
-            tie_word_embeddings=tie, max_position_embeddings=256,
-        ),
-        image_token_index=IMAGE_ID, tie_word_embeddings=tie,
+        text_config=text,
+        image_token_index=IMAGE_ID, tie_word_embeddings=text.tie_word_embeddings,
         vision_feature_layer=-2, vision_feature_select_strategy="default", **options,
     )  # fmt: skip
     model = model_class(config).eval().float()

@@ -17,6 +17,7 @@ must not exist.
   astrollava convert ADAPTER --base MODEL DST --layout hf --merge    full weights
   astrollava convert RUN DST --layout hf --merge                     RUN trained LoRA adapters
   astrollava convert RUN DST --layout peft                           the adapters alone, for PEFT
+  astrollava convert SRC DST --layout hf --image-size 448            its tower sees larger pictures
 """
 
 
@@ -32,6 +33,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--layout", choices=("hf", "llava", "orbax", "peft"), required=True)
     parser.add_argument("--vision", metavar="DIR", help="a vision tower's directory")
     parser.add_argument("--llm", metavar="DIR", help="a language model's directory")
+    parser.add_argument(
+        "--image-size", type=int, metavar="N", help="interpolate the tower's positions to N pixels"
+    )
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"))
     parser.add_argument(
         "--merge", action="store_true", help="write full weights, with LoRA adapters added in"
@@ -53,6 +57,7 @@ def main(argv: list[str]) -> None:
         vision=arguments.vision,
         llm=arguments.llm,
         bases=arguments.bases,
+        image_size=arguments.image_size,
         dtype=arguments.dtype,
         seed=arguments.seed,
         merge=arguments.merge,

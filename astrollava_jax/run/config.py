@@ -32,6 +32,9 @@ class InitConfig:
     """A language model's directory; it also completes a `model` that is a projector alone."""
     base: str | None = None
     """The directory of the model that `model` is an adapter of, unless its config names it."""
+    image_size: Count | None = None
+    """Side of the square that the tower sees, in pixels: its positions are interpolated to it;
+    unset = the model's own."""
     grid: tuple[tuple[int, int], ...] | None = None
     """Canvases (height, width) for pictures of any resolution, in multiples of the tower's size;
     unset = the model's own, if it has some. To a model without any they add `image_newline`."""

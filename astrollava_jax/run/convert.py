@@ -8,7 +8,7 @@ from flax import nnx
 from astrollava_jax import files
 from astrollava_jax.params import Params, split
 from astrollava_jax.run.config import InitConfig
-from astrollava_jax.run.opening import Bases, Opened, open_any, open_init
+from astrollava_jax.run.opening import Bases, Opened, open_any, open_init, resized
 from astrollava_jax.weights.binding import READABLE
 from astrollava_jax.weights.llava import PEFT
 from astrollava_jax.weights.peft import write_adapter
@@ -24,6 +24,7 @@ def convert(
     vision: files.Where | None = None,
     llm: files.Where | None = None,
     bases: Bases = (),
+    image_size: int | None = None,
     dtype: str | None = None,
     seed: int = 0,
     merge: bool = False,
@@ -38,6 +39,7 @@ def convert(
             only names its tower.
         llm: the decoder's directory.
         bases: where the original model of a run stands now, if it moved.
+        image_size: side of the square that its tower shall see, in pixels; unset = as it does.
         dtype: what all parameters become; each keeps its own unless given.
         seed: of the fresh projector of joined parts.
         merge: add the model's adapters into its kernels.
@@ -46,7 +48,7 @@ def convert(
         ValueError: if the directories do not fit together, or the layout cannot hold the model; if
             it has adapters and they are not to be merged, or has none and they are.
     """
-    opened = _open(source, vision, llm, bases)
+    opened = resized(_open(source, vision, llm, bases), image_size=image_size)
     adapter = layout == PEFT.name
     _check_merge(source, opened, merge, adapter)
     model = opened.source

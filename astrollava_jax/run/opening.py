@@ -21,7 +21,7 @@ from astrollava_jax.weights.directory import join, open_model
 from astrollava_jax.weights.llava import DECODER, TOWER
 from astrollava_jax.weights.load import load as load_weights
 from astrollava_jax.weights.recognise import recognise
-from astrollava_jax.weights.regrid import regrid
+from astrollava_jax.weights.resize import POSITIONS, Grid, interpolate, resize
 from astrollava_jax.weights.source import Overlay, Source
 
 Bases = Sequence[str]
@@ -138,16 +138,31 @@ def open_init(init: InitConfig, bases: Bases = ()) -> Opened:
     """Opens what a run starts from; `bases` say where the original stands now, if it moved.
 
     Raises:
-        ValueError: if `init.grid` is none for this tower.
+        ValueError: if `init.image_size` or `init.grid` is none for this tower.
     """
-    opened = _open_parts(init, bases)
-    if init.grid is None:
-        return opened
+    return resized(_open_parts(init, bases), image_size=init.image_size, grid=init.grid)
+
+
+def resized(opened: Opened, *, image_size: int | None = None, grid: Grid | None = None) -> Opened:
+    """The model with another image size or grid, each as it was where it is None.
+
+    Raises:
+        ValueError: if either is none for this tower.
+    """
+    wanted = {"image_size": image_size, "grid": grid}
+    source, changed = resize(opened.source, **wanted), opened.changed
+    if POSITIONS in changed:
+        towers = opened.source.config.vision, source.config.vision
+        table = interpolate(np.asarray(changed[POSITIONS]), *towers)
+        changed = Merged({POSITIONS: table}, changed)
+    stated = {key: value for key, value in wanted.items() if value is not None}
     return dataclasses.replace(
         opened,
-        source=regrid(opened.source, init.grid),
-        base=regrid(opened.base, init.grid),
-        init=dataclasses.replace(opened.init, grid=init.grid),
+        source=source,
+        base=resize(opened.base, **wanted),
+        changed=changed,
+        init=dataclasses.replace(opened.init, **stated),
+        beneath=opened.beneath and resized(opened.beneath, **wanted),
     )
 
 
@@ -263,4 +278,4 @@ def _same_kind(before: InitConfig, now: InitConfig, what: str) -> InitConfig:
             f"{what} begins from {stood}: say where that stands now, by --base MODEL for one model "
             "or by --base TOWER --base DECODER for two parts"
         )
-    return dataclasses.replace(now, grid=before.grid)
+    return dataclasses.replace(now, image_size=before.image_size, grid=before.grid)

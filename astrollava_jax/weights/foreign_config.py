@@ -120,10 +120,10 @@ def read_original(tree: Tree, tower: TowerConfig) -> LlavaConfig:
         faults.append(f"mm_hidden_size: expected the tower's {tower.embed_dim}, found {width}")
     _raise(faults)
     simple = LinearConfig() if kind == "linear" else IdentityConfig()
-    # There, a canvas is (width, height).
-    grid = tuple((height, width) for width, height in read_grid(tree.get("image_grid_pinpoints")))
+    # There, a canvas is (width, height). Where no tiles are cut the key is a left-over.
+    wide = read_grid(tree.get("image_grid_pinpoints")) if aspect == "anyres" else ()
     return LlavaConfig(
-        grid=grid if aspect == "anyres" else None,
+        grid=tuple((height, width) for width, height in wide) or None,
         vision=tower,  # pyright: ignore
         projector=MlpConfig(depth=int(perceptron[1])) if perceptron else simple,
         llm=_read("llm", text),

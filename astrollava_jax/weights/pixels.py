@@ -1,5 +1,6 @@
 """`preprocessor_config.json`, both ways: how pictures become a square, and are normalised."""
 
+import ast
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -118,7 +119,7 @@ def read_pixels(processor: Tree, tower: TowerConfig) -> Pixels:
 
 
 def read_grid(pinpoints: Any) -> Grid:
-    """Canvases (height, width) as a file gives them.
+    """Canvases (height, width) as a file gives them: a list, or its text as LLaVA's scripts do.
 
     Raises:
         ValueError: if it gives something else than a list of pairs of numbers.
@@ -126,8 +127,9 @@ def read_grid(pinpoints: Any) -> Grid:
     if pinpoints is None:
         return NEXT_GRID
     try:
-        return tuple((int(height), int(width)) for height, width in pinpoints)
-    except (TypeError, ValueError):
+        pairs = ast.literal_eval(pinpoints) if isinstance(pinpoints, str) else pinpoints
+        return tuple((int(height), int(width)) for height, width in pairs)
+    except (TypeError, ValueError, SyntaxError):
         raise ValueError(
             "image_grid_pinpoints: expected a list of pairs (height, width) of pixels, found "
             f"{pinpoints!r}"

@@ -237,8 +237,10 @@ def _tower(source: Source) -> tuple[Dialect, dict[str, Any]]:
 
 
 def _tower_name(source: Source) -> str:
-    """The name that the model came with, else the published tower of this shape."""
-    own = raw_config(source).get("mm_vision_tower")
+    """The name that the model came with, if that is its tower's still, else the published one's."""
+    raw = raw_config(source)
+    still = tower_of_original(raw) in (None, source.config.vision)
+    own = raw.get("mm_vision_tower") if still else None
     published = (
         name
         for name, tree in PUBLISHED_TOWERS.items()

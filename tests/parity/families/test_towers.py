@@ -29,10 +29,12 @@ def test_siglip_equals_that_of_transformers(pooling, tmp_path):
 
 
 def test_a_class_token_may_stay(tmp_path):
-    tower = CLIPVisionConfig(**families.TOWER, projection_dim=16, hidden_act="gelu")
+    """In a tower with the patches of CLIP's B/16."""
+    sixteen = {"image_size": 32, "patch_size": 16}
+    tower = CLIPVisionConfig(**families.TOWER | sixteen, projection_dim=16, hidden_act="gelu")
     text = LlamaConfig(**families.DECODER, rms_norm_eps=1e-5)
     ours = families.on(llama.LlamaConfig(**families.OURS))
-    vision = clip.ClipConfig(**SHAPE, activation="gelu")
+    vision = clip.ClipConfig(**SHAPE | sixteen, activation="gelu")
     expected = dataclasses.replace(ours, vision=vision, select_feature="cls_patch")
     model = families.torch_model(text, tower, "full")
     families.assert_equal_to_transformers(model, tmp_path, expected)
