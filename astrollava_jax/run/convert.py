@@ -9,7 +9,7 @@ from astrollava_jax import files
 from astrollava_jax.params import Params, split
 from astrollava_jax.run.config import InitConfig
 from astrollava_jax.run.opening import Bases, Opened, open_any, open_init
-from astrollava_jax.weights.binding import READABLE
+from astrollava_jax.weights.dtypes import READABLE
 from astrollava_jax.weights.save import save
 from astrollava_jax.weights.source import Source
 
