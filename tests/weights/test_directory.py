@@ -186,8 +186,15 @@ def test_a_model_that_ours_is_not_is_refused(model, tmp_path):
                  "vision_feature_layer: expected one layer"):  # fmt: skip
         assert line in str(error.value)
     tiny.write_original(tmp_path / "next", model)
-    edit(tmp_path / "next", "config.json", image_aspect_ratio="anyres_max_9", mm_projector_type="resam")
-    with pytest.raises(ValueError, match=r"'anyres_max_9'\n  mm_projector_type: expected 'linear' or"):
+    edit(
+        tmp_path / "next",
+        "config.json",
+        image_aspect_ratio="anyres_max_9",
+        mm_projector_type="resam",
+    )
+    with pytest.raises(
+        ValueError, match=r"'anyres_max_9'\n  mm_projector_type: expected 'linear' or"
+    ):
         open_model(tmp_path / "next")
 
 
