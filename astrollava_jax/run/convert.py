@@ -9,7 +9,7 @@ from astrollava_jax import files
 from astrollava_jax.params import Params, split
 from astrollava_jax.run.config import InitConfig
 from astrollava_jax.run.opening import Bases, Opened, open_any, open_init, resized
-from astrollava_jax.weights.binding import READABLE
+from astrollava_jax.weights.dtypes import READABLE
 from astrollava_jax.weights.llava import PEFT
 from astrollava_jax.weights.peft import write_adapter
 from astrollava_jax.weights.save import save

@@ -10,8 +10,9 @@ from jaxtyping import Float32, Shaped
 
 from astrollava_jax import files
 from astrollava_jax.models.lora import LORA_A, LORA_B
+from astrollava_jax.weights.dtypes import cast
 from astrollava_jax.weights.layout import Index, Shape, whole
-from astrollava_jax.weights.source import Derived, Source, cast
+from astrollava_jax.weights.source import Derived, Source
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -3,20 +3,29 @@
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-import ml_dtypes
 import numpy as np
 from jaxtyping import Shaped
 
+from astrollava_jax.weights.dtypes import READ_AS, cast, common
 from astrollava_jax.weights.layout import Foreign, Index, Piece, Shape, whole
 from astrollava_jax.weights.tensors import Tensors
 
-READABLE = tuple(np.dtype(kind) for kind in (np.float16, ml_dtypes.bfloat16, np.float32))
-"""What a parameter may be stored as."""
-
 Ignored = tuple[tuple[str, str], ...]
 """Patterns of names that are read by no row, each with the reason."""
+Copies = tuple[tuple[str, str], ...]
+"""Patterns of names that are read by no row, each with the parameter whose numbers it must have."""
+
+_QUANTISED = re.compile(
+    r".*\.(weight_scale(_inv)?|input_scale|[kv]_scale"  # fp8
+    r"|qweight|qzeros|scales|g_idx"  # GPTQ and AWQ
+    r"|SCB|absmax|quant_map|quant_state\..*)"  # bitsandbytes
+)
+_HINTS = {
+    "llm/lm_head/kernel": "; where the head is the embedding, config.json says "
+    "tie_word_embeddings: true"
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +35,7 @@ class Bound:
     tensors: Tensors
     pieces: tuple[Piece, ...]
     dtype: np.dtype
+    """What it is read as."""
 
     @property
     def folder(self) -> str:
@@ -40,7 +50,7 @@ class Bound:
         return own if first.layer is None else (len(self.pieces), *own)
 
     def read(self, index: Index | None = None) -> Shaped[np.ndarray, "..."]:
-        """A part of the parameter, in the dtype of the file; other rows and layers stay unread."""
+        """A part of the parameter, in `dtype`; other rows and layers stay unread."""
         index = whole(index, self.shape)
         if self.pieces[0].layer is None:
             return self._read(self.pieces[0], index)
@@ -54,7 +64,7 @@ class Bound:
         theirs, sizes, left = piece.sentence.narrow(index, piece.sizes)
         start = piece.rows.start
         rows = slice(theirs[0].start + start, theirs[0].stop + start)
-        array = self.tensors.read(piece.name, (rows, *theirs[1:]))
+        array = cast(self.tensors.read(piece.name, (rows, *theirs[1:])), self.dtype, piece.name)
         return piece.sentence.to_ours(array, sizes)[left]
 
     def fingerprint(self) -> str:
@@ -67,14 +77,16 @@ class Bound:
 
 
 def bind(
-    wanted: Mapping[str, Foreign], tensors: Tensors, ignored: Ignored = ()
+    wanted: Mapping[str, Foreign], tensors: Tensors, ignored: Ignored = (), copies: Copies = ()
 ) -> dict[str, Bound]:
     """The parameters that a folder's files give, by address.
 
     Raises:
-        ValueError: if a tensor is missing, unmapped, wrongly shaped or of a wrong kind; lists all.
+        ValueError: if a tensor is missing, unmapped, wrongly shaped, of a wrong kind, or no copy of
+            what it must be one of; lists all. If the tensors are quantised, says that alone.
     """
-    faults = _faults(wanted, tensors, ignored)
+    _check_plain(wanted, tensors)
+    faults = _faults(wanted, tensors, (*ignored, *copies)) + _untrue(wanted, tensors, copies)
     grouped: dict[str, list[Piece]] = {}
     for foreign in wanted.values():
         for piece in foreign.pieces:
@@ -83,16 +95,31 @@ def bind(
     for address, pieces in grouped.items():
         pieces.sort(key=lambda piece: piece.layer or 0)
         kinds = {tensors.infos[p.name].dtype for p in pieces if p.name in tensors.infos}
-        if len(kinds) > 1:
-            faults.append(f"{address}: its layers have several dtypes: {sorted(map(str, kinds))}")
-        elif kinds:
-            found[address] = Bound(tensors, tuple(pieces), kinds.pop())
+        if kinds and kinds <= READ_AS.keys():
+            found[address] = Bound(tensors, tuple(pieces), common(kinds))
     if faults:
         raise ValueError(
             f"{tensors.folder}: {len(faults)} fault(s) between its tensors and its config.json\n  "
-            + "\n  ".join(faults)
+            + "\n  ".join(_folded(faults))
+            + "\nfetch both anew from one place; where they are one model's, correct config.json"
         )
     return found
+
+
+def conversions(bound: Iterable[Bound]) -> tuple[str, ...]:
+    """What a person should know of tensors that are read as something else than they are stored."""
+    found: dict[tuple[np.dtype, np.dtype], set[str]] = {}
+    for one in bound:
+        for piece in one.pieces:
+            stored = one.tensors.infos[piece.name].dtype
+            if stored != one.dtype:
+                found.setdefault((stored, one.dtype), set()).add(piece.name)
+    return tuple(
+        f"{len(names)} tensor(s) are {stored}: read and written as {dtype}, "
+        f"{'rounded' if stored.itemsize > dtype.itemsize else 'which changes no number'} "
+        f"({min(names)}{', ...' if len(names) > 1 else ''})"
+        for (stored, dtype), names in found.items()
+    )
 
 
 def _faults(wanted: Mapping[str, Foreign], tensors: Tensors, ignored: Ignored) -> list[str]:
@@ -100,16 +127,62 @@ def _faults(wanted: Mapping[str, Foreign], tensors: Tensors, ignored: Ignored) -
     for name, foreign in wanted.items():
         info = tensors.infos.get(name)
         if info is None:
-            faults.append(f"{name}: missing (it gives {foreign.pieces[0].address})")
+            address = foreign.pieces[0].address
+            faults.append(f"{name}: missing (it gives {address}){_HINTS.get(address, '')}")
         elif info.shape != foreign.shape:
-            faults.append(f"{name}: expected {list(foreign.shape)}, found {list(info.shape)}")
-        elif info.dtype not in READABLE:
-            kinds = ", ".join(map(str, READABLE))
-            faults.append(f"{name}: expected one of {kinds}, found {info.dtype}")
+            expected = f"expected {list(foreign.shape)}, found {list(info.shape)}"
+            faults.append(f"{name}: {expected} in {tensors.file_of(name)}")
+        elif info.dtype not in READ_AS:
+            kinds = ", ".join(map(str, READ_AS))
+            place = tensors.file_of(name)
+            faults.append(f"{name}: expected one of {kinds}, found {info.dtype} in {place}")
     return faults + [
-        f"{name}: unmapped: no parameter takes it, and there is no reason to leave it out"
+        f"{name}: unmapped: no parameter takes it, and there is no reason to leave it out "
+        f"({tensors.file_of(name)})"
         for name in unmapped(tensors.infos, wanted, ignored)
     ]
+
+
+def _untrue(wanted: Mapping[str, Foreign], tensors: Tensors, copies: Copies) -> list[str]:
+    """The copies that differ from what they should be copies of."""
+    origins = {f.pieces[0].address: name for name, f in wanted.items() if name in tensors.infos}
+    return [
+        f"{name}: config.json says that it is {origins[address]} (tie_word_embeddings: true), but "
+        "their numbers differ: say false to keep both"
+        for pattern, address in copies
+        for name in tensors.infos
+        if re.fullmatch(pattern, name)
+        and address in origins
+        and not _equal(tensors, name, origins[address])
+    ]
+
+
+def _equal(tensors: Tensors, one: str, other: str) -> bool:
+    """Whether two tensors have the same bytes."""
+    info = tensors.infos[one]
+    if info != tensors.infos[other]:
+        return False
+    rows = slice(0, info.shape[0])
+    return all(a == b for a, b in zip(tensors.blocks(one, rows), tensors.blocks(other, rows)))
+
+
+def _check_plain(wanted: Mapping[str, Foreign], tensors: Tensors) -> None:
+    """Raises where kernels have scales of their own: without them their numbers mean nothing."""
+    scales = [n for n in tensors.infos if n not in wanted and _QUANTISED.fullmatch(n)]
+    if scales:
+        raise ValueError(
+            f"{tensors.folder}: is quantised: {len(scales)} tensor(s) are scales and the like "
+            f"({scales[0]}, ...). Quantised checkpoints are not read: take the model in bfloat16 "
+            "or float16, or undo it with the library that wrote it"
+        )
+
+
+def _folded(faults: Sequence[str]) -> list[str]:
+    """Faults that differ in the layer's number alone, once for all layers."""
+    kinds: dict[str, list[str]] = {}
+    for fault in faults:
+        kinds.setdefault(re.sub(r"\.\d+\.", ".{}.", fault), []).append(fault)
+    return [f"{f} (so {len(more)} more layers)" if more else f for f, *more in kinds.values()]
 
 
 def unmapped(names: Iterable[str], wanted: Mapping[str, Foreign], ignored: Ignored) -> list[str]:

@@ -15,7 +15,7 @@ from astrollava_jax.data.tokenizer import Tokenizer
 from astrollava_jax.models.llava import LlavaConfig
 from astrollava_jax.models.projector import MlpConfig
 from astrollava_jax.weights import foreign_config, llava, sidecars, vocabulary
-from astrollava_jax.weights.binding import Bound, bind
+from astrollava_jax.weights.binding import Bound, bind, conversions
 from astrollava_jax.weights.layout import Index
 from astrollava_jax.weights.llava import (
     DECODER,
@@ -228,13 +228,15 @@ def _describe(
     missing: tuple[str, ...] = (),
 ) -> FilesSource:
     """The source of bound parameters, with the words that the folder's tokenizer needs."""
-    rows, grown, notes, tokenizer = config.llm.vocab_size, config.llm.vocab_size, (), None
+    rows, grown, tokenizer = config.llm.vocab_size, config.llm.vocab_size, None
+    notes = conversions(bound.values())
+    layout = None if notes else layout  # its files say what the tensors were
     if any(files.exists(files.join(folder, f"tokenizer.{end}")) for end in ("json", "model")):
         tokenizer = Tokenizer.from_folder(folder)
         grown = vocabulary.rows_needed(tokenizer, rows, folder)
     tables: dict[str, Bound | vocabulary.Grown] = dict(bound)
     if tokenizer is not None and grown > rows:
-        notes = (vocabulary.note(tokenizer, rows, grown),)
+        notes += (vocabulary.note(tokenizer, rows, grown),)
         layout = None if layout == HF.name else layout  # the original never has those rows
         config = llava.with_vocabulary(config, grown)
         for address, dim in vocabulary.TABLES.items():
@@ -262,7 +264,7 @@ def _bind(
     layout: Layout, config: LlavaConfig, tensors: Tensors, parts: tuple[str, ...] | None = None
 ) -> dict[str, Bound]:
     wanted = layout.foreign(config, tensors.infos.keys(), parts)
-    return bind(wanted, tensors, layout.to_ignore(config))
+    return bind(wanted, tensors, layout.ignored, layout.copies(config))
 
 
 def _template(tokenizer: Tokenizer | None) -> str:

@@ -11,7 +11,7 @@ from astrollava_jax.models.llava import LlavaConfig
 from astrollava_jax.models.projector import LinearConfig
 from astrollava_jax.params import split
 from astrollava_jax.weights import projector
-from astrollava_jax.weights.binding import Ignored
+from astrollava_jax.weights.binding import Copies, Ignored
 from astrollava_jax.weights.family import family_of
 from astrollava_jax.weights.layout import Foreign, Row, Shape, expand
 
@@ -27,7 +27,7 @@ _OTHER_HALF: Ignored = (
     (r"(visual|text)_projection\.weight", "leads to the space that both halves share"),
     (r"logit_(scale|bias)", "compares the halves"),
 )
-_TIED: Ignored = ((r"(.*\.)?lm_head\.weight", "is the embedding"),)
+_TIED: Copies = ((r"(.*\.)?lm_head\.weight", "llm/embed/embedding"),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +88,9 @@ class Layout:
         rows = [row for part in parts for row in self.rows(part, config, names)]
         return expand(rows, wanted, sizes(config))
 
-    def to_ignore(self, config: LlavaConfig) -> Ignored:
-        """What a model of this config may hold besides."""
-        return self.ignored + (_TIED if config.llm.tie_embeddings else ())
+    def copies(self, config: LlavaConfig) -> Copies:
+        """What a model of this config may hold twice."""
+        return _TIED if config.llm.tie_embeddings else ()
 
     def _llm(self, config: LlavaConfig) -> list[tuple[Row, ...]]:
         rows = family_of(config.llm).rows

@@ -10,8 +10,9 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from jaxtyping import Shaped
 
 from astrollava_jax.params import Params
+from astrollava_jax.weights.dtypes import cast
 from astrollava_jax.weights.layout import Index, whole
-from astrollava_jax.weights.source import Source, cast
+from astrollava_jax.weights.source import Source
 
 _BLOCK_BYTES = 1 << 28
 

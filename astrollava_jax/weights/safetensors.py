@@ -4,6 +4,7 @@ A file is the length of a JSON header (8 bytes, little-endian), the header, and 
 `{"name": {"dtype": "F16", "shape": [2, 3], "data_offsets": [0, 12]}, "__metadata__": {...}}`.
 """
 
+import collections
 import dataclasses
 import json
 import math
@@ -104,13 +105,37 @@ class SafetensorsFile:
     def _rows(self, name: str, start: int, stop: int) -> Shaped[np.ndarray, "..."]:
         info = self.infos[name]
         stride = math.prod(info.shape[1:]) * info.dtype.itemsize
-        data = self._reader.read(self._offsets[name] + start * stride, (stop - start) * stride)
+        wanted = (stop - start) * stride
+        data = self._reader.read(self._offsets[name] + start * stride, wanted)
+        if len(data) != wanted:
+            raise ValueError(
+                f"{self.path}: tensor {name}: expected {wanted} bytes, found {len(data)}: the file "
+                "was cut while it was read; fetch it again"
+            )
         return np.frombuffer(data, info.dtype).reshape(stop - start, *info.shape[1:])
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping of a header; json's own keeps the last of two entries of one name.
+
+    Raises:
+        ValueError: if a name comes twice.
+    """
+    counts = collections.Counter(name for name, _ in pairs)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        raise ValueError(f"two entries of {', '.join(twice)}")
+    return dict(pairs)
 
 
 def _header(path: str, reader: files.RangeReader) -> tuple[dict[str, Any], int]:
     """The entries of a file's header, and where the tensors begin."""
     first, size = reader.read(0, 8), files.size_bytes(path)
+    if first == b"version ":
+        raise ValueError(
+            f"{path}: expected a safetensors file, found the note that git leaves in its place: "
+            "fetch it with `git lfs pull`"
+        )
     length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
     if not 0 < length <= min(_HEADER_LIMIT, size - 8):
         raise ValueError(
@@ -118,9 +143,9 @@ def _header(path: str, reader: files.RangeReader) -> tuple[dict[str, Any], int]:
             f"of {length} bytes; it is damaged or was not copied whole: fetch it again"
         )
     try:
-        header = json.loads(reader.read(8, length))
+        header = json.loads(reader.read(8, length), object_pairs_hook=_once)
     except ValueError as error:
-        raise ValueError(f"{path}: its header is not JSON ({error}): fetch it again") from None
+        raise ValueError(f"{path}: its header is not sound ({error}): fetch it again") from None
     if not isinstance(header, dict):
         found = type(header).__name__
         raise ValueError(f"{path}: expected a mapping as its header, found {found}: fetch it again")

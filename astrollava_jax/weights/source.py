@@ -16,6 +16,7 @@ from astrollava_jax.data.image import Mode
 from astrollava_jax.data.tokenizer import Tokenizer
 from astrollava_jax.models.llava import LlavaConfig
 from astrollava_jax.weights import llava
+from astrollava_jax.weights.dtypes import cast
 from astrollava_jax.weights.layout import Index
 
 
@@ -201,24 +202,3 @@ class Overlay(Derived):
         return (self.template, self.image_mode) != said or any(
             self.dtype(address) != self.base.dtype(address) for address in self.base.shapes
         )
-
-
-def cast(
-    array: Shaped[np.ndarray, "..."], dtype: np.dtype, address: str
-) -> Shaped[np.ndarray, "..."]:
-    """The array in another dtype.
-
-    Raises:
-        ValueError: if a finite number becomes infinite: bfloat16 reaches 3e38, float16 only 65504.
-    """
-    if array.dtype == dtype:
-        return array
-    with np.errstate(over="ignore"):
-        result = array.astype(dtype)
-    lost = np.count_nonzero(np.isinf(result)) - np.count_nonzero(np.isinf(array))
-    if lost:
-        raise ValueError(
-            f"{address}: {lost} of {array.size} numbers are too large for {dtype}: write the model "
-            "with --dtype bfloat16 or float32"
-        )
-    return result

@@ -61,6 +61,10 @@ class Tensors:
         """A part of a tensor, in the dtype of the file."""
         return self._where[name].read(name, index)
 
+    def file_of(self, name: str) -> str:
+        """The file in which a tensor lies."""
+        return self._where[name].path
+
     def blocks(self, name: str, rows: slice) -> Iterator[bytes]:
         """The bytes of some rows of a tensor as they lie in the file, a bounded piece at a time."""
         info = self.infos[name]
@@ -99,12 +103,21 @@ def _open_indexed(folder: str, index: str, open_file: Callable[[str], TensorFile
     weight_map = files.read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index}: expected a weight_map from tensor to file, found none")
+    unnamed = [tensor for tensor, name in weight_map.items() if not isinstance(name, str)]
+    if unnamed:
+        raise ValueError(f"{index}: expected the name of a file for {', '.join(unnamed)}")
     names = sorted(set(weight_map.values()))
     absent = [name for name in names if not files.exists(files.join(folder, name))]
     if absent:
         raise FileNotFoundError(
             f"{index}: names {len(absent)} of {len(names)} files that are not there: "
             f"{', '.join(absent)}; fetch them again"
+        )
+    lone = index.removesuffix(".index.json")
+    if files.exists(lone) and lone not in [files.join(folder, name) for name in names]:
+        raise ValueError(
+            f"{folder}: holds weights twice, in {lone} and in the files that {index} names: remove "
+            "those that are not to be read"
         )
     parts = {name: open_file(files.join(folder, name)) for name in names}
     lost = [

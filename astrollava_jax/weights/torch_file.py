@@ -26,14 +26,21 @@ class TorchFile:
         others = [name for name, value in self._tensors.items() if not hasattr(value, "dtype")]
         if others:
             raise ValueError(f"{path}: expected tensors only, found others: {', '.join(others)}")
-        self.infos = {
-            name: Info(tuple(tensor.shape), _numpy(tensor[:0] if tensor.ndim else tensor).dtype)
-            for name, tensor in self._tensors.items()
-        }
+        self.infos = {name: self._info(name, tensor) for name, tensor in self._tensors.items()}
 
     def read(self, name: str, index: Index) -> Shaped[np.ndarray, "..."]:
         """A part of a tensor."""
         return _numpy(self._tensors[name][index])
+
+    def _info(self, name: str, tensor: Any) -> Info:
+        try:
+            dtype = _numpy(tensor[:0] if tensor.ndim else tensor).dtype
+        except (TypeError, RuntimeError):  # quantised, sparse, complex halves
+            raise ValueError(
+                f"{self.path}: tensor {name}: expected plain numbers, found {tensor.dtype}, "
+                f"{tensor.layout}"
+            ) from None
+        return Info(tuple(tensor.shape), dtype)
 
 
 def write_torch(path: str, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> None:
@@ -87,10 +94,12 @@ def _is_zip(path: str) -> bool:
 
 
 def _numpy(tensor: Any) -> Shaped[np.ndarray, "..."]:
-    """A tensor's numbers; NumPy knows bfloat16 only through ml_dtypes."""
+    """A tensor's numbers; some kinds NumPy knows only through ml_dtypes."""
     import torch
 
     tensor = tensor.detach()  # parameters are tensors too
-    if tensor.dtype == torch.bfloat16:
-        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
+    if tensor.dtype not in (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):
+        return tensor.numpy()
+    kind = getattr(ml_dtypes, str(tensor.dtype).removeprefix("torch."))
+    same_width = torch.int16 if tensor.itemsize == 2 else torch.int8
+    return tensor.contiguous().view(same_width).numpy().view(kind)

@@ -130,7 +130,7 @@ def test_a_large_model_is_written_in_shards_with_an_index(tmp_path):
         (lambda data: data[:4], "give a header of 0 bytes"),
         (lambda data: data[:40], "was not copied whole"),
         (lambda data: struct.pack("<Q", 1 << 60) + data[8:], "was not copied whole"),
-        (lambda data: data[:8] + b"x" + data[9:], "header is not JSON"),
+        (lambda data: data[:8] + b"x" + data[9:], "header is not sound"),
         (lambda data: data[:-1], "its header speaks of"),
         (lambda data: data.replace(b'"F16"', b'"F99"'), "tensor half: expected dtype"),
         (lambda data: data.replace(b"[6,4,3]", b"[6,4,9]"), "takes 432 bytes"),
