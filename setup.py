@@ -22,6 +22,7 @@ setup(
         "flax>=0.12.8,<0.13",
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12.8,<0.13",
+        "tensorstore>=0.1.84",  # orbax writes with it; we read with it
         "transformers>=5.0,<6",
         "tensorflow-datasets>=4.9.10,<5",
         "grain>=0.2.18,<0.3",

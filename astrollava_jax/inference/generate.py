@@ -11,7 +11,7 @@ exist, so that little is compiled. An answer follows its own prompt, over the pa
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 from astrollava_jax.batch import Batch, ImageFacts
 from astrollava_jax.inference.cache import empty_cache, read_on
 from astrollava_jax.inference.prompt import Prompt, to_batch
+from astrollava_jax.models.layers import compiler_options
 from astrollava_jax.params import merge
 from astrollava_jax.sharding import rows_multiple, shard
 
@@ -31,7 +32,13 @@ MAX_POSITIONS = 16_384
 """Most positions of one batch, so that its activations fit where the model does."""
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "room", "dtype"))
+@functools.cache
+def _compiled(function: Callable[..., Array], *static: str) -> Callable[..., Array]:
+    """The function under `jax.jit`: made when it is used, for it asks which back end there is."""
+    names = ("graphdef", "dtype", *static)
+    return jax.jit(function, static_argnames=names, compiler_options=compiler_options())
+
+
 def complete(
     graphdef: nnx.GraphDef,
     params: Mapping[str, Array],
@@ -76,7 +83,6 @@ def complete(
     return jax.lax.while_loop(goes_on, advance, state)[3]
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "dtype"))
 def all_logits(
     graphdef: nnx.GraphDef, params: Mapping[str, Array], batch: Batch, *, dtype: str
 ) -> Float[Array, "B T V"]:
@@ -133,9 +139,10 @@ def generate(
     answers: list[list[int]] = [[] for _ in prompts]
     is_stop = np.isin(np.arange(vocab_size), list(stop_ids))
     limit, room = np.int32(max_new_tokens), padded_length(max_new_tokens)
+    answer = _compiled(complete, "room")
     with _on(mesh), _precise(dtype):
         for numbers, batch in batches(prompts, room, facts, mesh):
-            said = complete(graphdef, params, batch, is_stop, limit, room=room, dtype=dtype)
+            said = answer(graphdef, params, batch, is_stop, limit, room=room, dtype=dtype)
             for number, tokens in zip(numbers, jax.device_get(said)):
                 answers[number] = tokens[tokens >= 0].tolist()
     return answers
@@ -154,9 +161,10 @@ def logits(
     """Scores at every position of each prompt; zeros behind the shorter ones."""
     longest = max((len(prompt.tokens) for prompt in prompts), default=0)
     found = np.zeros((len(prompts), longest, vocab_size), np.float32)
+    score = _compiled(all_logits)
     with _on(mesh), _precise(dtype):
         for numbers, batch in batches(prompts, 0, facts, mesh):
-            scores = jax.device_get(all_logits(graphdef, params, batch, dtype=dtype))
+            scores = jax.device_get(score(graphdef, params, batch, dtype=dtype))
             for row, number in enumerate(numbers):
                 end = len(prompts[number].tokens)
                 found[number, :end] = scores[row, :end]

@@ -46,12 +46,13 @@ def load(
             "them:\n  " + "\n  ".join(absent)
         )
     params = {}
-    for address in addresses:
+    # The host's copy of the largest comes while least is loaded.
+    for address in sorted(addresses, key=lambda a: -math.prod(source.shapes[a].shape)):
         dtype = dtypes.get(address) if isinstance(dtypes, Mapping) else dtypes
         dtype = np.dtype(source.dtype(address) if dtype is None else dtype)
         sharding = shardings[address] if shardings else SingleDeviceSharding(jax.local_devices()[0])
         params[address] = _place(source, address, sharding, dtype)
-    return params
+    return {address: params[address] for address in addresses}
 
 
 def _place(source: Source, address: str, sharding: Sharding, dtype: np.dtype) -> jax.Array:

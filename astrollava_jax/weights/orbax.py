@@ -5,11 +5,15 @@ sidecars/         config, tokenizer, processor and chat template files, byte for
 params/           Orbax: one array per address, in the dtype it was stored as
 """
 
+import contextlib
 import hashlib
+import logging
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import tensorstore
 from jaxtyping import Shaped
 from orbax.checkpoint import v1 as ocp
 
@@ -17,18 +21,20 @@ from astrollava_jax import files
 from astrollava_jax.config import parse, plain
 from astrollava_jax.models.llava import LlavaConfig
 from astrollava_jax.weights import llava
-from astrollava_jax.weights.layout import Index
+from astrollava_jax.weights.layout import Index, whole
 from astrollava_jax.weights.source import Source
 
 FACTS = "astrollava.json"
 FORMAT = 1
 _GROUP_BYTES = 1 << 28
 _CHUNK_BYTES = 1 << 25
+_CACHE_BYTES = 1 << 27
+"""A chunk with several small layers is read once for all of them."""
 _FIELDS = ("layout", "words", "image_mode", "template")
 
 
 class OrbaxSource(Source):
-    """A model in our own layout. The parameter that was read last stays in memory."""
+    """A model in our own layout. A part of a parameter is read without the rest."""
 
     def __init__(self, folder: files.Where):
         self._folder = str(folder)
@@ -51,18 +57,15 @@ class OrbaxSource(Source):
         )
         self._path = files.absolute(files.join(folder, "params"))
         self._infos = _infos(self._path)
-        self._last: tuple[str, Any] = ("", None)
+        self._context = tensorstore.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
         self._check()
 
     def read(self, address: str, index: Index | None = None) -> Shaped[np.ndarray, "..."]:
-        """A parameter; Orbax reads it whole."""
-        if self._last[0] != address:
-            wanted = {name: ocp.PLACEHOLDER for name in self._infos}
-            self._last = ("", None)
-            loaded = ocp.load(self._path, wanted | {address: self._infos[address]})
-            self._last = (address, loaded[address])
-        array = self._last[1]
-        return array if index is None else array[index]
+        """A parameter, or a part of it.
+
+        It goes around Orbax, which reads an array whole and holds its files beside it.
+        """
+        return self._stored(address)[whole(index, self._infos[address].shape)].read().result()
 
     def dtype(self, address: str) -> np.dtype:
         """What a parameter is stored as."""
@@ -70,11 +73,31 @@ class OrbaxSource(Source):
 
     def fingerprint(self, address: str) -> str:
         """A digest of the numbers of a parameter."""
-        return hashlib.sha256(self.read(address).tobytes()).hexdigest()[:32]
+        digest, info = hashlib.sha256(), self.shapes[address]
+        row = math.prod(info.shape[1:]) * info.dtype.itemsize
+        step = max(1, _GROUP_BYTES // row)
+        for start in range(0, info.shape[0], step):
+            digest.update(self.read(address, (slice(start, start + step),)).tobytes())
+        return digest.hexdigest()[:32]
 
     def folder_of(self, address: str) -> str:
         """This directory."""
         return self._folder
+
+    def _stored(self, address: str) -> Any:
+        """A parameter as tensorstore knows it; nothing is read yet."""
+        state = files.join(self._path, "state", "")
+        where = {"driver": "file", "path": f"{state}{address}/"}
+        if files.exists(files.join(state, "manifest.ocdbt")):  # many arrays in one store
+            base = {"driver": "file", "path": state}
+            where = {"driver": "ocdbt", "base": base, "path": f"{address}/"}
+        spec = {
+            "driver": "zarr3",
+            "kvstore": where,
+            "recheck_cached_data": "open",
+            "fill_missing_data_reads": False,  # a lost chunk is an error, no zeros
+        }
+        return tensorstore.open(spec, read=True, context=self._context).result()
 
     def _check(self) -> None:
         shapes = llava.shapes(self.config)
@@ -101,20 +124,48 @@ def write(folder: files.Where, source: Source) -> None:
     for name, content in source.sidecars.items():
         files.write_bytes(files.join(beside, name), content)
     path = files.absolute(files.join(folder, "params"))
-    with _in_small_chunks():
+    with _in_small_chunks(), _in_silence():
         for group in _groups(source):
             ocp.partial.save(path, {address: source.read(address) for address in group})
         ocp.partial.finalize(path)
 
 
 def _in_small_chunks() -> ocp.Context:
-    """Orbax works chunk by chunk: of an array that is one chunk it holds several copies."""
-    kind = ocp.options.ArrayOptions
-    storage = kind.Saving.StorageOptions(chunk_byte_size=_CHUNK_BYTES)
-    return ocp.Context(
-        array_options=kind(saving=kind.Saving(storage_options=storage)),
-        memory_options=ocp.options.MemoryOptions(deepcopy_host_arrays=False),
-    )
+    """Orbax works chunk by chunk: of an array that is one chunk it holds several copies.
+
+    A chunk is a file and leaves the memory when it is written. Orbax's own way of putting many into
+    one file (OCDBT) kept most of a large array, compressed, beside the array.
+    """
+    context = ocp.Context()
+    context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
+    context.array.saving.scoped_storage_options_creator = _layer_by_layer
+    context.array.saving.use_ocdbt = False
+    context.memory.deepcopy_host_arrays = False
+    return context
+
+
+def _layer_by_layer(key: Any, value: np.ndarray) -> Any:
+    """Cuts a large stack between its layers, as it will be read."""
+    if value.ndim < 3 or value.nbytes <= _CHUNK_BYTES:
+        return None
+    storage = ocp.options.ArrayOptions.Saving.StorageOptions
+    return storage(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,))
+
+
+@contextlib.contextmanager
+def _in_silence() -> Iterator[None]:
+    """Keeps Orbax's warnings back, of which two are false at each parameter.
+
+    They are that there is no OCDBT to merge, and that no arrays are found: it looks for them in the
+    topmost folder only, and addresses are folders in folders.
+    """
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _groups(source: Source) -> list[list[str]]:
@@ -136,4 +187,5 @@ def _infos(path: str) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{path}: expected an Orbax checkpoint of the parameters, found none"
         )
-    return dict(ocp.metadata(path).metadata)
+    with _in_silence():
+        return dict(ocp.metadata(path).metadata)

@@ -239,3 +239,4 @@ def write_file(path: str, tensors: Sequence[Outgoing]) -> None:
                 array.dtype,
             )
             handle.write(array.tobytes())
+            del array  # it may be a view of more, which must not stay while the next is read

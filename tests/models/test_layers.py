@@ -8,7 +8,7 @@ import torch
 from flax import nnx
 from tiny_llava import assert_close
 
-from astrollava_jax.models.layers import Linear, stack, walk
+from astrollava_jax.models.layers import Linear, compiler_options, stack, walk
 from astrollava_jax.models.projector import IdentityConfig, LinearConfig, MlpConfig
 from astrollava_jax.params import merge, split
 
@@ -52,6 +52,28 @@ def test_a_walk_is_a_loop_over_the_used_layers(remat, used):
     for address, gradient in true_gradients.items():
         assert_close(gradients[address], gradient, address, 1e-5)
         assert not gradients[address][used:].any(), "a layer that is passed over learns nothing"
+
+
+def test_a_stack_in_bfloat16_is_not_copied_as_float32():
+    depth, width = 16, 64
+
+    def make(rngs: nnx.Rngs) -> Linear:
+        return Linear((width,), (width,), (None, None), rngs=rngs)
+
+    graphdef, params = split(nnx.eval_shape(lambda: stack(depth, make, nnx.Rngs(0))))
+    params = {a: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16) for a, x in params.items()}
+    x = jax.ShapeDtypeStruct((8, width), jnp.bfloat16)
+
+    def walked(params, x):
+        return walk(merge(graphdef, params), x, lambda layer, x: x + layer(x))
+
+    def temporary_bytes(options):
+        compiled = jax.jit(walked, compiler_options=options).lower(params, x).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    layer = width * width * 4
+    assert temporary_bytes(compiler_options()) < 4 * layer
+    assert temporary_bytes({}) > depth * layer, "XLA has changed: the options are not needed"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Saved models: the same to the byte through every layout, but for what was trained."""
 
+import hashlib
 import json
 
 import jax
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 import tiny_directories as tiny
 import torch
+from orbax.checkpoint import v1 as ocp
 
+from astrollava_jax.weights import orbax
 from astrollava_jax.weights.directory import open_model
 from astrollava_jax.weights.save import save
 from astrollava_jax.weights.source import Overlay
@@ -115,3 +118,41 @@ def test_nothing_is_overwritten(hf, tmp_path):
     assert contents(tmp_path / "kept") == {"file": b"mine"}
     with pytest.raises(ValueError, match=r"expected one of hf, llava, orbax, .* found 'gguf'"):
         save(tmp_path / "new", "gguf", open_model(hf[0]))
+
+
+def chunks(folder):
+    return [path for path in folder.rglob("*") if path.is_file() and path.name != "zarr.json"]
+
+
+@pytest.mark.parametrize("chunk_bytes", [orbax._CHUNK_BYTES, 48 * 80])
+def test_our_own_layout_is_read_in_parts(hf, tmp_path, monkeypatch, chunk_bytes):
+    monkeypatch.setattr(orbax, "_CHUNK_BYTES", chunk_bytes)
+    source = open_model(hf[0])
+    save(tmp_path / "ours", "orbax", source)
+    ours = open_model(tmp_path / "ours")
+    address = "llm/layers/mlp/up_proj/kernel"  # 2 layers of 48 x 80 x 2 bytes
+    files = len(chunks(tmp_path / "ours" / "params" / "state" / address))
+    assert files == (1 if chunk_bytes > 2 * 48 * 80 * 2 else 4)
+    part = (slice(1, 2), slice(3, 30), slice(0, 7))
+    np.testing.assert_array_equal(ours.read(address, part), source.read(address)[1:2, 3:30, :7])
+    digest = hashlib.sha256(source.read(address).tobytes()).hexdigest()
+    assert ours.fingerprint(address) == digest[:32]
+
+
+def test_a_lost_chunk_is_not_read_as_zeros(hf, tmp_path):
+    save(tmp_path / "ours", "orbax", open_model(hf[0]))
+    ours = open_model(tmp_path / "ours")
+    (chunk,) = chunks(tmp_path / "ours" / "params" / "state" / "llm" / "norm" / "scale")
+    chunk.unlink()
+    with pytest.raises(ValueError, match="llm/norm/scale"):
+        ours.read("llm/norm/scale")
+
+
+def test_arrays_in_one_store_are_read_too(hf, tmp_path, monkeypatch):
+    source = open_model(hf[0])
+    monkeypatch.setattr(orbax, "_in_small_chunks", ocp.Context)  # as Orbax writes by itself
+    save(tmp_path / "ours", "orbax", source)
+    assert (tmp_path / "ours" / "params" / "state" / "manifest.ocdbt").exists()
+    ours = open_model(tmp_path / "ours")
+    for address in source.shapes:
+        np.testing.assert_array_equal(ours.read(address), source.read(address))
