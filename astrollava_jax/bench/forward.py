@@ -17,7 +17,7 @@ from jaxtyping import Float32, Int, UInt8
 
 from astrollava_jax import files
 from astrollava_jax.batch import empty_rows
-from astrollava_jax.models.vision import CLIP_MEAN, CLIP_STD
+from astrollava_jax.models.clip import MEAN, STD
 
 WORDS_BEFORE, WORDS_BEHIND = 5, 19
 SEED = 1
@@ -89,7 +89,7 @@ def theirs(folder: str) -> tuple[Float32[np.ndarray, "T V"], dict[str, Any]]:
     vision, image_id = config.vision_config, config.image_token_index
     patches = (vision.image_size // vision.patch_size) ** 2
     pixels, tokens = picture_and_words(vision.image_size, patches, image_id)
-    mean, std = np.array(CLIP_MEAN, np.float32), np.array(CLIP_STD, np.float32)
+    mean, std = np.array(MEAN, np.float32), np.array(STD, np.float32)
     normal = (pixels.astype(np.float32) / 255 - mean) / std
     with torch.inference_mode():
         found = model(
