@@ -81,6 +81,11 @@ def jinja_text(template: str) -> str | None:
     )
 
 
+def named_template(text: str) -> str | None:
+    """The row of the table that a chat template equals; None for one of somebody's own."""
+    return next((name for name in TEMPLATES if jinja_text(name) == text), None)
+
+
 def _expression(text: str) -> str:
     """A template's string in Jinja: text in quotes, BOS and EOS by their names there."""
     names = {"<s>": "bos_token", "</s>": "eos_token"}

@@ -11,7 +11,7 @@ from astrollava_jax.run.config import InitConfig
 from astrollava_jax.run.opening import Bases, Opened, open_any, open_init, resized
 from astrollava_jax.weights.dtypes import READABLE
 from astrollava_jax.weights.llava import PEFT
-from astrollava_jax.weights.peft import write_adapter
+from astrollava_jax.weights.peft_export import write_adapter
 from astrollava_jax.weights.save import save
 from astrollava_jax.weights.source import Source
 
@@ -62,7 +62,15 @@ def convert(
     if adapter:
         assert opened.lora is not None and opened.beneath is not None
         with files.publish_folder(target) as folder:
-            write_adapter(folder, opened.base, opened.lora, opened.beneath.changed, dtype=kind)
+            write_adapter(
+                folder,
+                opened.base,
+                opened.lora,
+                opened.beneath.changed,
+                template=opened.template,
+                image_mode=opened.image_mode,
+                dtype=kind,
+            )
     else:
         save(
             target,

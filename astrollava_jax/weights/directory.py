@@ -8,8 +8,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from astrollava_jax import files
-from astrollava_jax.data.chat import TEMPLATES
-from astrollava_jax.data.chat_export import jinja_text
+from astrollava_jax.data.chat_export import named_template
 from astrollava_jax.data.image import Mode
 from astrollava_jax.data.tokenizer import Tokenizer
 from astrollava_jax.models.llava import LlavaConfig
@@ -271,8 +270,7 @@ def _template(tokenizer: Tokenizer | None) -> str:
     """The row of templates that the chat template equals, else `model`; without one, LLaVA's."""
     if tokenizer is None or tokenizer.chat_template is None:
         return "vicuna_v1"
-    equal = (name for name in TEMPLATES if jinja_text(name) == tokenizer.chat_template)
-    return next(equal, "model")
+    return named_template(tokenizer.chat_template) or "model"
 
 
 def _tower(folder: str) -> Any:

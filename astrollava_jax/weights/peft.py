@@ -3,9 +3,9 @@
 adapter_config.json         rank, alpha, which modules, the base's name
 adapter_model.safetensors   base_model.model.<module>.lora_A.weight [r, in], lora_B [out, r]
 non_lora_trainables.bin     LLaVA's: what trained whole, the projector
+preprocessor_config.json    and the other files that say how it saw and was spoken to
 """
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -14,25 +14,27 @@ import numpy as np
 from jaxtyping import Shaped
 
 from astrollava_jax import files
+from astrollava_jax.data.chat_export import named_template
 from astrollava_jax.data.image import Mode
 from astrollava_jax.models.llava import LlavaConfig
 from astrollava_jax.models.lora import LORA_A, LORA_B
-from astrollava_jax.weights import llava, safetensors, sidecars
+from astrollava_jax.weights import llava
 from astrollava_jax.weights.adapted import Adapted, Lora
 from astrollava_jax.weights.binding import Bound, bind, unmapped
 from astrollava_jax.weights.family import fixed_faults
 from astrollava_jax.weights.layout import Foreign, Row, Sentence, Shape, Sizes, expand
-from astrollava_jax.weights.llava import HF, MODULES, ORIGINAL, Layout
-from astrollava_jax.weights.safetensors import Info, Outgoing, SafetensorsFile
+from astrollava_jax.weights.llava import HF, ORIGINAL, Layout
+from astrollava_jax.weights.pixels import read_pixels
+from astrollava_jax.weights.safetensors import SafetensorsFile
 from astrollava_jax.weights.source import Overlay, Source
 from astrollava_jax.weights.tensors import Renamed, Tensors
-from astrollava_jax.weights.torch_file import TorchFile, write_torch
+from astrollava_jax.weights.torch_file import TorchFile
 
 CONFIG = "adapter_config.json"
-_WHOLE = "non_lora_trainables.bin"
+WHOLE = "non_lora_trainables.bin"
 _FILES = (("adapter_model.safetensors", SafetensorsFile), ("adapter_model.bin", TorchFile))
-_START = "base_model.model."
-_A, _B = ".lora_A.weight", ".lora_B.weight"
+START = "base_model.model."
+A_NAME, B_NAME = ".lora_A.weight", ".lora_B.weight"
 
 _FIXED: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
@@ -102,87 +104,9 @@ def read_adapter(folder: files.Where, base: Source) -> Adapted:
     whole = {address: part for address, part in bound.items() if address not in adapters}
     scaled = alpha * math.sqrt(rank) if facts.get("use_rslora") else float(alpha)
     lora = Lora(rank, scaled, Read({address: bound[address] for address in adapters}))
-    beneath = Overlay(base, Read(whole), folder, image_mode=_image_mode(folder))
+    mode, template = _image_mode(folder, base), _template(folder)
+    beneath = Overlay(base, Read(whole), folder, image_mode=mode, template=template)
     return Adapted(beneath, lora, folder)
-
-
-def write_adapter(
-    folder: str,
-    base: Source,
-    lora: Lora,
-    whole: Mapping[str, Any],
-    *,
-    dropout: float = 0.0,
-    dtype: Any = None,
-) -> None:
-    """Writes an adapter into an empty folder: for PEFT on transformers, or for LLaVA's own loader.
-
-    Args:
-        folder: where to.
-        base: the model that it belongs to; its layout says for whom the adapter is.
-        lora: the adapters.
-        whole: what else trained.
-        dropout: what the config says of it.
-        dtype: of all numbers; float32 unless given.
-
-    Raises:
-        ValueError: if the base is no directory that others open, or something trained whole that
-            the form has no place for.
-    """
-    layout = {HF.name: MODULES, ORIGINAL.name: ORIGINAL}.get(str(base.layout))
-    strays = [a for a in whole if a.split("/")[0] != "projector"]
-    if layout is None or strays:
-        why = f"{', '.join(strays)} trained too" if strays else "its base is no single directory"
-        raise ValueError(f"no adapter that PEFT loads: {why}; write full weights with --merge")
-    kernels = [row for part in layout.parts for row in layout.rows(part, base.config)]
-    kernels = [row for row in kernels if row.address.removesuffix("/kernel") in lora.modules]
-    fused = [row.address for row in kernels if "[" in row.name]
-    if fused:
-        raise ValueError(
-            f"no adapter that PEFT loads: {', '.join(fused)} are parts of one tensor there; write "
-            "full weights with --merge"
-        )
-    kind = np.dtype(np.float32 if dtype is None else dtype)
-    adapters = _foreign(base.config, [row for k in kernels for row in _adapter_rows(k)], lora.rank)
-    tensors = [_outgoing(foreign, lora.arrays, kind) for foreign in adapters.values()]
-    projector = layout.rows("projector", base.config) if whole else ()
-    others = _foreign(base.config, projector, lora.rank)
-    whole_tensors = [_outgoing(foreign, whole, kind) for foreign in others.values()]
-    modules = sorted({name[len(_START) :].removesuffix(_A).removesuffix(_B) for name in adapters})
-    if layout is ORIGINAL:
-        _write_for_llava(folder, base, whole_tensors)
-    else:
-        tensors += whole_tensors
-    safetensors.write_file(files.join(folder, "adapter_model.safetensors"), tensors)
-    saved = ["multi_modal_projector"] if whole and layout is MODULES else None
-    files.write_json(files.join(folder, CONFIG), _config(base, lora, dropout, modules, saved))
-
-
-def _config(
-    base: Source, lora: Lora, dropout: float, modules: list[str], saved: list[str] | None
-) -> dict[str, Any]:
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base.folder_of("llm/embed/embedding"),
-        "r": lora.rank,
-        "lora_alpha": lora.alpha,
-        "lora_dropout": dropout,
-        "target_modules": modules,
-        "modules_to_save": saved,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-    }
-
-
-def _write_for_llava(folder: str, base: Source, whole: list[Outgoing]) -> None:
-    """What LLaVA's loader reads beside the adapter: config, tokenizer, the projector."""
-    for name, content in sidecars.original_files(base).items():
-        files.write_bytes(files.join(folder, name), content)
-    if whole:
-        arrays = {tensor.name: tensor.read() for tensor in whole}
-        write_torch(files.join(folder, _WHOLE), arrays)
 
 
 def _open(folder: files.Where) -> Tensors:
@@ -192,28 +116,28 @@ def _open(folder: files.Where) -> Tensors:
         raise FileNotFoundError(f"{folder}: expected the adapter's weights in {names}, found none")
     name, kind = found[0]
     parts = [Renamed(kind(files.join(folder, name)), _module_name)]
-    if files.exists(files.join(folder, _WHOLE)):
-        parts.append(Renamed(TorchFile(files.join(folder, _WHOLE)), _module_name))
+    if files.exists(files.join(folder, WHOLE)):
+        parts.append(Renamed(TorchFile(files.join(folder, WHOLE)), _module_name))
     return Tensors(str(folder), parts)
 
 
 def _module_name(name: str) -> str:
     """A tensor's name in the base; adapters may carry their own name, `default`."""
-    name = name.removeprefix(_START).replace(".modules_to_save.default.", ".")
+    name = name.removeprefix(START).replace(".modules_to_save.default.", ".")
     return name.replace(".modules_to_save.", ".").replace(".default.weight", ".weight")
 
 
 def _bind(config: LlavaConfig, tensors: Tensors, rank: int) -> dict[str, Bound]:
     """Every parameter that the adapter's files give, by address."""
-    plain = {name.replace(_A, ".weight").replace(_B, ".weight") for name in tensors.infos}
+    plain = {name.replace(A_NAME, ".weight").replace(B_NAME, ".weight") for name in tensors.infos}
     rows: list[Row] = []
     for part in llava.PARTS:
         for row in _table(part, config, plain):
             if row.tensor() in tensors.infos:
                 rows.append(row)
-            elif row.tensor().replace(".weight", _A) in tensors.infos:
-                rows += _adapter_rows(row)
-    wanted = _foreign(config, rows, rank, start="")
+            elif row.tensor().replace(".weight", A_NAME) in tensors.infos:
+                rows += adapter_rows(row)
+    wanted = foreign(config, rows, rank, start="")
     if not any(address.endswith(LORA_A) for address in (row.address for row in rows)):
         strange = unmapped(tensors.infos, wanted, ())[:5]
         raise ValueError(
@@ -239,19 +163,19 @@ def _holds(layout: Layout, config: LlavaConfig) -> bool:
     return True
 
 
-def _adapter_rows(kernel: Row) -> tuple[Row, Row]:
+def adapter_rows(kernel: Row) -> tuple[Row, Row]:
     """The two rows of the adapter beside a kernel: their [out, in] becomes [r, in] and [out, r]."""
     outputs, inputs = Sentence.parse(kernel.sentence).theirs
     module, name = kernel.address.removesuffix("/kernel"), kernel.name.removesuffix(".weight")
     o, i = " ".join(outputs), " ".join(inputs)
     return (
-        Row(f"{module}/{LORA_A}", f"{name}{_A}", f"r ({i}) -> {i} r"),
-        Row(f"{module}/{LORA_B}", f"{name}{_B}", f"({o}) r -> r {o}"),
+        Row(f"{module}/{LORA_A}", f"{name}{A_NAME}", f"r ({i}) -> {i} r"),
+        Row(f"{module}/{LORA_B}", f"{name}{B_NAME}", f"({o}) r -> r {o}"),
     )
 
 
-def _foreign(
-    config: LlavaConfig, rows: Iterable[Row], rank: int, start: str = _START
+def foreign(
+    config: LlavaConfig, rows: Iterable[Row], rank: int, start: str = START
 ) -> dict[str, Foreign]:
     """The foreign tensors of some rows, by name."""
     rows = [Row(row.address, start + row.name, row.sentence) for row in rows]
@@ -270,20 +194,18 @@ def _shape(row: Row, ours: Mapping[str, Shape], sizes: Sizes) -> Shape:
     return (kernel[0], *own) if row.stacked else own
 
 
-def _outgoing(foreign: Foreign, arrays: Mapping[str, Any], dtype: np.dtype) -> Outgoing:
-    (piece,) = foreign.pieces
-
-    def read() -> Shaped[np.ndarray, "..."]:
-        array = np.asarray(arrays[piece.address])[piece.index]
-        return piece.to_theirs(array.astype(dtype))
-
-    return Outgoing(foreign.name, Info(foreign.shape, dtype), read)
-
-
-def _image_mode(folder: files.Where) -> Mode | None:
-    """How pictures were seen while it trained, where a config of LLaVA beside it says so."""
-    path = files.join(folder, "config.json")
-    if not files.exists(path):
-        return None
-    said = json.loads(files.read_bytes(path)).get("image_aspect_ratio")
+def _image_mode(folder: files.Where, base: Source) -> Mode | None:
+    """How pictures were seen while it trained, where a file beside it says so."""
+    processor, config = (files.join(folder, f"{n}config.json") for n in ("preprocessor_", ""))
+    if files.exists(processor):
+        return read_pixels(files.read_json_object(processor), base.config.vision).mode
+    said = None
+    if files.exists(config):
+        said = files.read_json_object(config).get("image_aspect_ratio")
     return said if said in ("pad", "anyres") else None
+
+
+def _template(folder: files.Where) -> str | None:
+    """How it was spoken to, where the template beside it is one of ours."""
+    path = files.join(folder, "chat_template.jinja")
+    return named_template(files.read_text(path)) if files.exists(path) else None

@@ -153,6 +153,25 @@ def test_what_answers_and_what_is_exported_is_what_trained(done, tmp_path):
     assert np.abs(halfway - expected).max() > 0.1
 
 
+def test_the_adapters_alone_answer_and_go_on_over_their_base(done, sky, tmp_path, monkeypatch):
+    convert(done.out, tmp_path / "peft", "peft")
+    expected = logits(own_model(done))
+    found = logits(al.load_model(str(tmp_path / "peft"), "float32"))
+    assert_close(found, expected, "the adapters over the base that they name")
+    file = small_run.run_file(
+        sky, 1, f"{{model: {tmp_path / 'peft'}, base: {sky / 'base'}}}", tmp_path / "run"
+    )
+    with monkeypatch.context() as patch:
+        small_run.on_devices(patch, 1)
+        train(small_run.read_run(file, steps=1, evaluate=None))  # of rate 0
+    shutil.rmtree(tmp_path / "peft")  # what it gave is in the run directory, or read again
+    with pytest.raises(FileNotFoundError, match="peft"):
+        al.load_model(str(tmp_path / "run"), "float32")
+    convert(done.out, tmp_path / "peft", "peft")
+    found = logits(al.load_model(str(tmp_path / "run"), "float32"))
+    assert_close(found, expected, "a run from them", 1e-5)
+
+
 def test_a_merge_changes_the_targets_alone_and_keeps_the_dtype(done, sky, tmp_path):
     assert main(["convert", str(done.out), str(tmp_path / "hf"), "--layout", "hf", "--merge"]) == 0
     base, found = tiny.read_all(sky / "base"), tiny.read_all(tmp_path / "hf")
