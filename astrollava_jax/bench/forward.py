@@ -1,10 +1,11 @@
-"""One forward pass of a whole model in bfloat16, by this package or by transformers.
+"""A forward pass of a whole model in bfloat16 and one in float32, by this package or transformers.
 
     python -m astrollava_jax.bench.forward jax MODEL OUT
     python -m astrollava_jax.bench.forward transformers MODEL OUT
 
-leave the scores of every word at every position in OUT/logits.npy, float32, and what they took in
-OUT/facts.json. Both read the same picture and the same words.
+leave the scores of every word at every position in OUT/bfloat16.npy and OUT/float32.npy, and what
+they took in OUT/facts.json. Both read the same picture and the same words; the weights stay in
+bfloat16, of which a layer at a time is made float32.
 """
 
 import argparse
@@ -21,6 +22,8 @@ from astrollava_jax.models.clip import MEAN, STD
 
 WORDS_BEFORE, WORDS_BEHIND = 5, 19
 SEED = 1
+DTYPES = ("bfloat16", "float32")
+"""What is computed in, in this order: `_widen` cannot be taken back."""
 
 
 def picture_and_words(
@@ -35,8 +38,11 @@ def picture_and_words(
     return pixels, np.concatenate([words[:WORDS_BEFORE], place, words[WORDS_BEFORE:]])
 
 
-def ours(folder: str) -> tuple[Float32[np.ndarray, "T V"], dict[str, Any]]:
-    """The scores by this package, computed as `Model.logits` does."""
+Scores = dict[str, Float32[np.ndarray, "T V"]]
+
+
+def ours(folder: str) -> tuple[Scores, dict[str, Any]]:
+    """The scores by this package in each dtype, computed as `Model.logits` does."""
     import jax
     import jax.numpy as jnp
 
@@ -46,79 +52,110 @@ def ours(folder: str) -> tuple[Float32[np.ndarray, "T V"], dict[str, Any]]:
     from astrollava_jax.weights.load import load
 
     source = open_model(folder)
-    config, facts = source.config, source.config.image_facts
-    pixels, tokens = picture_and_words(facts.size, facts.tokens, source.words)
-    batch = empty_rows(1, len(tokens), 0, 1, facts)
-    shown = tokens == source.words
+    config, shape = source.config, source.config.image_facts
+    pixels, tokens = picture_and_words(shape.size, shape.tokens, source.words)
+    batch = empty_rows(1, len(tokens), 0, 1, shape)
     batch.tokens[0], batch.images[0, 0], batch.segment_ids[0] = tokens, pixels, 1
     batch.positions[0] = np.arange(len(tokens))
-    batch.feature_index[0, shown] = np.arange(facts.tokens)
+    batch.feature_index[0, tokens == source.words] = np.arange(shape.tokens)
 
     graphdef, wanted = split(config.abstract())
     abstract = {a: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16) for a, x in wanted.items()}
+    programs, scores, facts = {}, {}, {}
+    for dtype in DTYPES:
+        # Before anything is loaded: whether the model fits is known from here on.
+        def pass_(params: Any, batch: Any, dtype: str = dtype) -> jax.Array:
+            model = merge(graphdef, params)
+            return model.logits(model(batch, dtype=jnp.dtype(dtype)).astype(jnp.float32))
 
-    def scores(params: Any, batch: Any) -> jax.Array:
-        model = merge(graphdef, params)
-        return model.logits(model(batch, dtype=jnp.bfloat16).astype(jnp.float32))
-
+        start = time.monotonic()
+        with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
+            lowered = jax.jit(pass_, compiler_options=compiler_options()).lower(abstract, batch)
+        programs[dtype] = lowered.compile()
+        analysis: Any = programs[dtype].memory_analysis()
+        facts[f"{dtype}_compile_seconds"] = time.monotonic() - start
+        facts[f"{dtype}_temporary_gb"] = analysis.temp_size_in_bytes / 1e9
+        facts["parameters_gb"] = analysis.argument_size_in_bytes / 1e9
     start = time.monotonic()
-    compiled = jax.jit(scores, compiler_options=compiler_options()).lower(abstract, batch).compile()
-    analysis: Any = compiled.memory_analysis()
-    built = time.monotonic()
     params = load(source, wanted, dtypes="bfloat16")
-    loaded = time.monotonic()
-    found = jax.device_get(compiled(params, batch))[0]
-    return found, {
-        "compile_seconds": built - start,
-        "load_seconds": loaded - built,
-        "forward_seconds": time.monotonic() - loaded,
-        "compiled_argument_gb": analysis.argument_size_in_bytes / 1e9,
-        "compiled_temporary_gb": analysis.temp_size_in_bytes / 1e9,
-    }
+    facts["load_seconds"] = time.monotonic() - start
+    for dtype, program in programs.items():
+        start = time.monotonic()
+        scores[dtype] = jax.device_get(program(params, batch))[0]
+        facts[f"{dtype}_seconds"] = time.monotonic() - start
+    return scores, facts
 
 
-def theirs(folder: str) -> tuple[Float32[np.ndarray, "T V"], dict[str, Any]]:
-    """The scores by transformers, with its default attention."""
+def theirs(folder: str) -> tuple[Scores, dict[str, Any]]:
+    """The scores by transformers in each dtype, with its default attention."""
     import torch
     from transformers import LlavaForConditionalGeneration
 
     start = time.monotonic()
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).eval()
-    loaded = time.monotonic()
     config: Any = model.config
+    facts = {
+        "load_seconds": time.monotonic() - start,
+        "attention": config.text_config._attn_implementation,
+    }
     vision, image_id = config.vision_config, config.image_token_index
     patches = (vision.image_size // vision.patch_size) ** 2
     pixels, tokens = picture_and_words(vision.image_size, patches, image_id)
     mean, std = np.array(MEAN, np.float32), np.array(STD, np.float32)
     normal = (pixels.astype(np.float32) / 255 - mean) / std
-    with torch.inference_mode():
-        found = model(
-            input_ids=torch.tensor(tokens)[None],
-            pixel_values=torch.tensor(normal.transpose(2, 0, 1))[None].bfloat16(),
-            attention_mask=torch.ones(1, len(tokens), dtype=torch.long),
-            use_cache=False,
-        ).logits[0]
-    return found.float().numpy(), {
-        "load_seconds": loaded - start,
-        "forward_seconds": time.monotonic() - loaded,
-        "attention": config.text_config._attn_implementation,
-    }
+    scores = {}
+    for dtype in DTYPES:
+        if dtype == "float32":
+            _widen(model)
+        start = time.monotonic()
+        with torch.inference_mode():
+            found = model(
+                input_ids=torch.tensor(tokens)[None],
+                pixel_values=torch.tensor(normal.transpose(2, 0, 1))[None].to(
+                    getattr(torch, dtype)
+                ),
+                attention_mask=torch.ones(1, len(tokens), dtype=torch.long),
+                use_cache=False,
+            ).logits[0]
+        scores[dtype] = found.float().numpy()
+        facts[f"{dtype}_seconds"] = time.monotonic() - start
+    return scores, facts
+
+
+def _widen(model: Any) -> None:
+    """Lets a model compute in float32, once: a decoder layer is float32 only while it computes."""
+    inner, decoder = model.model, model.model.language_model
+    for part in (inner.vision_tower, inner.multi_modal_projector, model.lm_head):
+        part.float()
+    decoder.embed_tokens.float()
+    decoder.norm.float()
+
+    def before(layer: Any, _: Any) -> None:
+        layer.float()
+
+    def after(layer: Any, _: Any, __: Any) -> None:
+        layer.to("meta")
+
+    for layer in decoder.layers:
+        layer.register_forward_pre_hook(before)
+        layer.register_forward_hook(after)
 
 
 PROGRAMS = {"jax": ours, "transformers": theirs}
 
 
 def main() -> None:
-    """Runs one program on one model."""
+    """Runs one program on one model, in each dtype."""
     parser = argparse.ArgumentParser(prog="python -m astrollava_jax.bench.forward")
     parser.add_argument("program", choices=PROGRAMS)
     parser.add_argument("model")
     parser.add_argument("out")
     arguments = parser.parse_args()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    logits, facts = PROGRAMS[arguments.program](arguments.model)
-    with files.publish(files.join(arguments.out, "logits.npy")) as handle:
-        np.save(handle, logits)
+    scores, facts = PROGRAMS[arguments.program](arguments.model)
+    for dtype, found in scores.items():
+        with files.publish(files.join(arguments.out, f"{dtype}.npy")) as handle:
+            np.save(handle, found)
     files.write_json(files.join(arguments.out, "facts.json"), facts)
 
 

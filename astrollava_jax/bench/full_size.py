@@ -5,7 +5,7 @@
 write     LLaVA-1.5-7B with random numbers, 14 GB, as on the hub
 import    `astrollava convert` to our own layout, and the memory that it holds
 export    back to the layouts hf and llava: every tensor the same in name, dtype, shape and bytes
-forward   scores at 600 positions beside those of transformers, in bfloat16
+forward   scores at 600 positions beside those of transformers, in bfloat16 and in float32
 
 Every figure is a line, and all of them stand in DIR/full_size.json, to which a step that is run by
 itself adds. DIR needs 45 GB, the machine 18 GB of free memory. Linux only; needs the extra `dev`.
@@ -22,6 +22,7 @@ import numpy as np
 
 from astrollava_jax import files
 from astrollava_jax.bench import random_llava
+from astrollava_jax.bench.forward import DTYPES
 from astrollava_jax.bench.memory import Used, machine, measured
 from astrollava_jax.bench.random_llava import FULL, TINY, Size, Written
 from astrollava_jax.weights.directory import open_model
@@ -30,6 +31,11 @@ SUMMARY = "full_size.json"
 MOST_HELD = 1.3
 """Memory that a conversion may hold, in largest pieces."""
 LEAST_COSINE = 0.999
+TOLERANCE = 1e-4
+"""How far scores in float32 may be apart, of the largest."""
+MOST_ROUNDING = 1.1
+"""How much further from float32 our scores in bfloat16 may be than those of transformers."""
+PROGRAMS = ("transformers", "jax")
 _LIBRARIES = ("jax", "flax", "orbax-checkpoint", "numpy", "torch", "transformers", "safetensors")
 
 Facts = dict[str, Any]
@@ -48,7 +54,8 @@ def import_(work: str, size: Size) -> Facts:
     """Converts it to our layout, and compares the memory held with the largest parameter."""
     largest = _largest(files.join(work, "hf"))
     facts = _converted(files.join(work, "hf"), files.join(work, "orbax"), "orbax").facts
-    return _judged({"base_gb": _base(work)} | facts, largest, size)
+    base = facts["held_gb"] if size == TINY else _base(work)
+    return _judged({"base_gb": base} | facts, largest, size)
 
 
 def export(work: str, size: Size) -> Facts:
@@ -67,17 +74,55 @@ def export(work: str, size: Size) -> Facts:
 
 
 def forward(work: str, size: Size) -> Facts:
-    """One pass by each program, one after the other, and how far apart their scores are."""
+    """The passes by each program, one after the other, and how far apart their scores are."""
     found: Facts = {}
-    scores = {}
-    for program in ("transformers", "jax"):
-        out = files.join(work, f"forward_{program}")
-        model = files.join(work, "hf")
+    for program in PROGRAMS:
+        out, model = files.join(work, f"forward_{program}"), files.join(work, "hf")
         used = measured(["astrollava_jax.bench.forward", program, model, out])
         found[program] = used.facts | files.read_json_object(files.join(out, "facts.json"))
-        with files.open_read(files.join(out, "logits.npy")) as handle:
-            scores[program] = np.load(handle).astype(np.float64)
-    return found | compared(scores["jax"], scores["transformers"])
+    return found | compared_programs(work)
+
+
+def compared_programs(work: str) -> Facts:
+    """What the scores of both programs say.
+
+    In float32 they must be the same. In bfloat16 each program rounds in its own way: there the
+    distance of each from the float32 of transformers is measured.
+    """
+    scores = {}
+    for program in PROGRAMS:
+        for dtype in DTYPES:
+            path = files.join(work, f"forward_{program}", f"{dtype}.npy")
+            with files.open_read(path) as handle:
+                scores[program, dtype] = np.load(handle)
+    true = scores["transformers", "float32"]
+    found = {
+        "float32": compared(scores["jax", "float32"], true),
+        "bfloat16": compared(scores["jax", "bfloat16"], scores["transformers", "bfloat16"]),
+        "rounding_jax": compared(scores["jax", "bfloat16"], true),
+        "rounding_transformers": compared(scores["transformers", "bfloat16"], true),
+    }
+    roundings = (found["rounding_jax"], found["rounding_transformers"])
+    return found | {"faults": judged_scores(found["float32"], *roundings)}
+
+
+def judged_scores(same: Facts, our: Facts, their: Facts) -> list[str]:
+    """What is wrong with scores: of both in float32, and of each in bfloat16 beside float32."""
+    faults = []
+    if not same["least_cosine"] >= LEAST_COSINE:
+        faults.append(f"float32: least cosine {same['least_cosine']}, expected {LEAST_COSINE}")
+    if not same["largest_difference"] <= TOLERANCE * same["largest_score"]:
+        faults.append(
+            f"float32: differs by {same['largest_difference']}, expected at most {TOLERANCE} of "
+            f"{same['largest_score']}"
+        )
+    rounding = our["rms_difference"], their["rms_difference"]
+    if not rounding[0] <= MOST_ROUNDING * rounding[1]:
+        faults.append(
+            f"bfloat16: {rounding[0]} from float32, expected at most {MOST_ROUNDING} x the "
+            f"{rounding[1]} of transformers"
+        )
+    return faults
 
 
 STEPS: dict[str, Callable[[str, Size], Facts]] = {
@@ -89,20 +134,25 @@ STEPS: dict[str, Callable[[str, Size], Facts]] = {
 
 
 def compared(ours: np.ndarray, theirs: np.ndarray) -> Facts:
-    """How far apart two sets of scores are, position by position."""
+    """How far apart two sets of scores are, position by position.
+
+    Raises:
+        ValueError: if they are of different shapes.
+    """
+    if ours.shape != theirs.shape:
+        raise ValueError(f"scores: expected {list(theirs.shape)}, found {list(ours.shape)}")
+    ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
     lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
     cosines = (ours * theirs).sum(axis=1) / lengths
-    least = float(cosines.min())
-    close = ours.shape == theirs.shape and least >= LEAST_COSINE
     return {
         "positions": len(ours),
         "words": ours.shape[1],
-        "least_cosine": least,
+        "least_cosine": float(cosines.min()),
         "mean_cosine": float(cosines.mean()),
         "largest_difference": float(np.abs(ours - theirs).max()),
+        "rms_difference": float(np.sqrt(np.square(ours - theirs).mean())),
         "largest_score": float(np.abs(theirs).max()),
         "same_best_word": float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean()),
-        "faults": [] if close else [f"least cosine {least}: expected at least {LEAST_COSINE}"],
     }
 
 
