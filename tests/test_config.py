@@ -78,7 +78,8 @@ def test_what_may_change_between_two_starts_of_a_run(tmp_path):
     [
         ({"steps": "3"}, "exactly one of epochs"),
         ({"batch.rows": "3"}, "state exactly one"),
-        ({"init.llm": "there"}, "either model, or llm"),
+        ({"init.model": "null"}, "either model, or llm"),
+        ({"init.model": "null", "init.base": "there", "init.llm": "here"}, "base needs model"),
         ({"optimizer.groups.0.name": "frozen"}, "none is 'frozen'"),
     ],
 )

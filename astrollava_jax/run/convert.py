@@ -1,6 +1,7 @@
 """Writes a model in another layout, or joins a tower and a decoder into one."""
 
 import math
+from typing import Any
 
 import numpy as np
 from flax import nnx
@@ -59,30 +60,22 @@ def convert(
     if fresh:
         print(f"note     the projector is fresh (seed {seed}): train it before you ask")
     kind = None if dtype is None else _dtype(dtype)
-    if adapter:
-        assert opened.lora is not None and opened.beneath is not None
-        with files.publish_folder(target) as folder:
-            write_adapter(
-                folder,
-                opened.base,
-                opened.lora,
-                opened.beneath.changed,
-                template=opened.template,
-                image_mode=opened.image_mode,
-                dtype=kind,
-            )
-    else:
-        save(
-            target,
-            layout,
-            opened.base,
-            # Not `model`, which gives what was trained rounded to the base's dtype already.
-            opened.changed or fresh,
-            dtype=kind,
-            template=opened.template,
-            image_mode=opened.image_mode,
-        )
+    _write(target, layout, opened, fresh, kind)
     print(f"written  {target}: layout {layout}, {_written(target)}")
+
+
+def _write(
+    target: files.Where, layout: str, opened: Opened, fresh: Params, dtype: np.dtype | None
+) -> None:
+    seen: dict[str, Any] = {"template": opened.template, "image_mode": opened.image_mode}
+    if layout == PEFT.name:
+        assert opened.lora is not None and opened.beneath is not None
+        whole = opened.beneath.changed
+        with files.publish_folder(target) as folder:
+            write_adapter(folder, opened.base, opened.lora, whole, dtype=dtype, **seen)
+        return
+    # Not `opened.source`, which gives what was trained rounded to the base's dtype already.
+    save(target, layout, opened.base, opened.changed or fresh, dtype=dtype, **seen)
 
 
 def fresh_projector(model: Source, seed: int) -> Params:

@@ -195,10 +195,10 @@ def test_an_unfinished_run_is_called_so(stage2, tmp_path, capsys):
     assert "note" not in capsys.readouterr().out
 
 
-def test_only_a_run_has_a_base(sky, tmp_path, capsys):
+def test_only_an_adapter_or_a_run_has_a_base(sky, tmp_path, capsys):
     command = ["convert", str(sky / "base"), str(tmp_path / "hf"), "--layout", "hf"]
     assert main([*command, "--base", str(sky / "base")]) == MISTAKE
-    assert "only a run has a base" in capsys.readouterr().err
+    assert "only an adapter or a run has a base" in capsys.readouterr().err
 
 
 def test_a_base_with_another_frozen_tensor(sky, stage2, tmp_path, capsys):
