@@ -144,11 +144,12 @@ def _split(text: str, learned: Sequence[Span], tokenizer: Tokenizer) -> list[Pie
 
 
 def _guarded(text: str, tokenizer: Tokenizer) -> str:
-    def broken(match: re.Match[str]) -> str:
-        literal = match[0].strip()  # without the space that it swallows
-        return match[0].replace(literal, literal[0] + _GUARD + literal[1:])
+    return tokenizer.special_pattern.sub(_broken_up, text)
 
-    return tokenizer.special_pattern.sub(broken, text)
+
+def _broken_up(match: re.Match[str]) -> str:
+    literal = match[0].strip()  # without the space that it swallows
+    return match[0].replace(literal, literal[0] + _GUARD + literal[1:])
 
 
 def _renderer(tokenizer: Tokenizer) -> Render:

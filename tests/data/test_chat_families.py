@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from typing import Any
 
 import family_tokenizers
 import llava_words
@@ -47,7 +48,7 @@ def family(request, tmp_path_factory):
     return FAMILIES[request.param], *_made(request.param, folder)
 
 
-def messages_of(texts):
+def messages_of(texts) -> list[dict[str, Any]]:
     roles = ("user", "assistant")
     return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
 
