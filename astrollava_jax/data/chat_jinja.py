@@ -8,6 +8,7 @@ import datetime
 import functools
 import itertools
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -53,7 +54,9 @@ class JinjaTemplate:
         render = _renderer(tokenizer)
         text, learned = _learned_spans(messages, render, tokenizer)
         if ask:
-            text = _begins(text, render(messages, True), tokenizer, "without and with its prompt")
+            fixed = learned[-1][1] if learned else 0
+            prompted = render(messages, True)
+            text = _begins(text, prompted, tokenizer, "without and with its prompt", fixed)
         pieces = _split(text, learned, tokenizer)
         wanted = sum(message.images for message in messages)
         placed = sum(piece.content == tokenizer.image_id for piece in pieces)
@@ -75,26 +78,34 @@ def _learned_spans(
     messages: Sequence[Message], render: Render, tokenizer: Tokenizer
 ) -> tuple[str, list[Span]]:
     """The rendering of all messages, and the learned stretches of it."""
-    text = ""
+    text, fixed = "", 0
     learned = []
     for count, message in enumerate(messages, start=1):
         longer = _begins(
-            text, render(messages[:count], False), tokenizer, f"of {count - 1} and of {count} turns"
+            text,
+            render(messages[:count], False),
+            tokenizer,
+            f"of {count - 1} and of {count} turns",
+            fixed,
         )
         if message.role == "assistant" and message.text:
             question = render(messages[: count - 1], True)
             _begins(
                 question, longer, tokenizer, f"of {count - 1} turns with its prompt and {count}"
             )
-            end = _end_of_answer(longer, len(question), message, tokenizer)
-            learned.append((len(question), end))
+            fixed = _end_of_answer(longer, len(question), message, tokenizer)
+            learned.append((len(question), fixed))
         text = longer
     return text, learned
 
 
-def _begins(shorter: str, longer: str, tokenizer: Tokenizer, which: str) -> str:
-    """`longer`, which `shorter` must begin."""
-    if longer.startswith(shorter):
+def _begins(shorter: str, longer: str, tokenizer: Tokenizer, which: str, fixed: int = 0) -> str:
+    """`longer`, which `shorter` must begin; EOS behind its first `fixed` characters may be gone.
+
+    Phi-3's template closes with EOS a dialogue that does not go on.
+    """
+    open_ended = shorter.removesuffix(tokenizer.literals["eos_token"])
+    if longer.startswith(open_ended if len(open_ended) >= fixed else shorter):
         return longer
     raise ValueError(
         f"template 'model': the chat template of {tokenizer.folder} rewrites earlier turns (its "
@@ -119,7 +130,9 @@ def _split(text: str, learned: Sequence[Span], tokenizer: Tokenizer) -> list[Pie
     """Cuts a rendering at special tokens and at the ends of what is learned."""
     specials = {match.start(): match for match in tokenizer.special_pattern.finditer(text)}
     cuts = {0, len(text), *itertools.chain.from_iterable(learned)}
-    cuts |= {place for match in specials.values() for place in match.span()}
+    for match in specials.values():  # the space that a token swallows belongs to it
+        cuts -= set(range(match.start() + 1, match.end()))
+        cuts |= set(match.span())
     pieces = []
     for start, end in itertools.pairwise(sorted(cuts)):
         special = specials.get(start)
@@ -131,7 +144,12 @@ def _split(text: str, learned: Sequence[Span], tokenizer: Tokenizer) -> list[Pie
 
 
 def _guarded(text: str, tokenizer: Tokenizer) -> str:
-    return tokenizer.special_pattern.sub(lambda match: match[0][0] + _GUARD + match[0][1:], text)
+    return tokenizer.special_pattern.sub(_broken_up, text)
+
+
+def _broken_up(match: re.Match[str]) -> str:
+    literal = match[0].strip()  # without the space that it swallows
+    return match[0].replace(literal, literal[0] + _GUARD + literal[1:])
 
 
 def _renderer(tokenizer: Tokenizer) -> Render:

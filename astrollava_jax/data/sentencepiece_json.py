@@ -172,17 +172,19 @@ def _merges(scores: dict[str, float]) -> list[tuple[str, str]]:
 
 def _added_tokens(model: Any, config: dict[str, Any], legacy: bool) -> list[dict[str, Any]]:
     """The special pieces of the model and the tokens that the config adds, by id."""
-    literals = {
-        index: piece.piece
+    tokens: dict[int, dict[str, Any]] = {
+        index: {"content": piece.piece}
         for index, piece in enumerate(model.pieces)
         if piece.type in (_UNKNOWN, _CONTROL)
     }
-    for token_id, token in config.get("added_tokens_decoder", {}).items():
-        literals[int(token_id)] = token["content"]
-    return [
-        added_token(token_id, literal, normalized=not legacy and literal != IMAGE_MARKER)
-        for token_id, literal in sorted(literals.items())
-    ]
+    tokens |= {int(i): token for i, token in config.get("added_tokens_decoder", {}).items()}
+    found = []
+    for token_id, token in sorted(tokens.items()):
+        literal = token["content"]
+        entry = added_token(token_id, literal, not legacy and literal != IMAGE_MARKER)
+        swallows = {side: token[side] for side in ("lstrip", "rstrip") if side in token}
+        found.append(entry | swallows)
+    return found
 
 
 def _normalizer(legacy: bool, inner: Iterable[str]) -> dict[str, Any]:

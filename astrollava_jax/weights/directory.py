@@ -234,8 +234,9 @@ def _describe(
         tokenizer = Tokenizer.from_folder(folder)
         grown = vocabulary.rows_needed(tokenizer, rows, folder)
     tables: dict[str, Bound | vocabulary.Grown] = dict(bound)
-    if tokenizer is not None and grown > rows:
+    if tokenizer is not None and (grown > rows or tokenizer.extended):
         notes += (vocabulary.note(tokenizer, rows, grown),)
+    if grown > rows:
         layout = None if layout == HF.name else layout  # the original never has those rows
         config = llava.with_vocabulary(config, grown)
         for address, dim in vocabulary.TABLES.items():

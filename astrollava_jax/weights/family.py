@@ -41,6 +41,11 @@ class Key:
             return value
         return self.default(above) if callable(self.default) else self.default
 
+    def write(self, value: Any) -> Any:
+        """The value as a config has it: transformers takes no 256.0 where its default is 256."""
+        counts = isinstance(self.default, int) and isinstance(value, float) and value.is_integer()
+        return int(value) if counts else value
+
 
 @dataclasses.dataclass(frozen=True)
 class Dialect:
@@ -121,7 +126,7 @@ class Family:
             )
         wanted = [dialect for dialect in fitting if dialect.model_type == preferred]
         dialect = (wanted or fitting)[0]
-        named = {key.theirs: getattr(config, ours) for ours, key in dialect.keys.items()}
+        named = {key.theirs: key.write(getattr(config, ours)) for ours, key in dialect.keys.items()}
         fixed = {key: own for key, (own, *_) in dialect.fixed.items() if own is not None}
         return dialect, {
             "model_type": dialect.model_type, **fixed, **named, **self.write_extra(config)

@@ -62,7 +62,8 @@ def hf_files(source: Source) -> dict[str, bytes]:
         "vision_feature_select_strategy": strategy_of(config),
         "tie_word_embeddings": config.llm.tie_embeddings,
         "torch_dtype": _dtype(source),
-        "text_config": {**_decoder(source)[1], **_ends(ids)},
+        # A pad that is not said is the type's own default, which may lie behind the words.
+        "text_config": {**_decoder(source)[1], **_ends(ids), "pad_token_id": ids["pad"]},
         "vision_config": _tower(source)[1],
     }
     processor = {

@@ -44,10 +44,13 @@ def rows_needed(tokenizer: Tokenizer, rows: int, folder: str) -> int:
 
 
 def note(tokenizer: Tokenizer, rows: int, grown: int) -> str:
-    """What a person should know of a table that grew."""
+    """What a person should know of the words that were added to a tokenizer."""
+    ids = f"<image> is {tokenizer.image_id}, the pad {tokenizer.pad_id}"
+    if grown == rows:
+        return f"{ids}: the vocabulary has {rows} rows, which is enough"
     return (
-        f"the vocabulary grew from {rows} to {grown} rows: <image> is {tokenizer.image_id}, the "
-        f"pad {tokenizer.pad_id}; each new row is the mean of the {rows}"
+        f"the vocabulary grew from {rows} to {grown} rows: {ids}; each new row is the mean of the "
+        f"{rows}"
     )
 
 

@@ -30,6 +30,10 @@ FORGETFUL = """\
 {% for message in messages %}{% if loop.last or message.role == 'user' %}
 {{- message.role + ': ' + message.content + '\n' }}
 {%- endif %}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"""
+ENDS_ONCE = """\
+{% for message in messages %}{{ message.role + ': ' + message.content }}
+{%- if loop.last and message.role == 'assistant' %}{{ eos_token }}{% endif %}
+{%- endfor %}{% if add_generation_prompt %}assistant: {% endif %}"""
 PARTS = """\
 {% for message in messages %}{{ message.role | upper + ': ' }}
 {%- for part in message.content | selectattr('type', 'equalto', 'image') %}
@@ -53,9 +57,11 @@ def messages_of(texts):
 def model(tmp_path):
     """Makes a tokenizer with a chat template; and the folder that transformers reads."""
 
-    def make(template, legacy=True, eos="</s>"):
+    def make(template, legacy=True, eos="</s>", **flags):
         (tmp_path / "tokenizer.model").write_bytes(llava_words.small_model())
-        added = {str(430 + number): {"content": text} for number, text in enumerate(SPECIALS)}
+        added = {
+            str(430 + number): {"content": text, **flags} for number, text in enumerate(SPECIALS)
+        }
         config = {"legacy": legacy, "added_tokens_decoder": added, "eos_token": eos}
         if template:
             config["chat_template"] = template
@@ -99,6 +105,16 @@ def test_learned_are_the_answers_and_what_ends_them(model, template, literal):
     assert chat.stop_ids("model", tokenizer) == tuple(sorted({end, tokenizer.eos_id}))
 
 
+def test_space_that_a_token_swallows_makes_no_token_of_a_text(model):
+    tokenizer, folder = model(CHATML, lstrip=True, rstrip=True)
+    turns = turns_of(["Is  <|im_end|>  a word?", "Yes."])
+    ids = chat.render("m57", turns, "", "model", tokenizer, 0).tokens.tolist()
+    assert ids.count(tokenizer.special_id("<|im_end|>")) == 3
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert theirs("a  <|im_end|>\n\nb").input_ids == theirs("a<|im_end|>b").input_ids
+    assert tokenizer.encode_prompt("a  <|im_end|>\n\nb") == theirs("a<|im_end|>b").input_ids
+
+
 def test_images_stand_before_the_text(model):
     tokenizer, _ = model(CHATML)
     turns = turns_of(["Compare <image> and <image>", "Alike."])
@@ -126,6 +142,7 @@ def test_a_template_for_lists_of_parts(model):
     [
         (None, "template 'model': .* has no chat template"),
         (FORGETFUL, "template 'model': .* rewrites earlier turns .*of 2 and of 3 turns"),
+        (ENDS_ONCE, "template 'model': .* rewrites earlier turns .*of 2 and of 3 turns"),
         ("{{ raise_exception('no, thanks') }}", "template 'model': .* refuses .*: no, thanks"),
         ("{% for m in messages %}", "template 'model': .* is no Jinja: .* at line 1"),
         ("{% for m in messages %}{{ m.role }}{% endfor %}", "does not write the answer 'A ring.'"),
