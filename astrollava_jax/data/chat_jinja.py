@@ -202,7 +202,12 @@ def _parts(message: Message, tokenizer: Tokenizer) -> list[dict[str, str]]:
 
 @functools.lru_cache(maxsize=8)
 def _wants_parts(source: str) -> bool:
-    """Whether a template reads a message's content as a list: told by which form it writes."""
+    """Whether a template reads a message's content as a list: told by which form it writes.
+
+    One that writes both gets lists where it places pictures itself, as processors give them.
+    """
+    if takes_pictures(source):
+        return True
     template = _compile(source)
     for content, wants in (("galaxy", False), ([{"type": "text", "text": "galaxy"}], True)):
         try:

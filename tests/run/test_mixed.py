@@ -107,3 +107,17 @@ def test_a_set_that_changed_under_its_name_is_refused(mixed, sky, tmp_path, caps
     write_set(str(copy), drawn[::-1], name="sky", split="train")
     assert run(mixed, sky, tmp_path / "run", "--data.0.records", str(copy)) == MISTAKE
     assert "its record sets have changed since it began (sets [0]" in capsys.readouterr().err
+
+
+def test_markers_and_pictures_that_differ_in_number_name_the_record(mixed, sky, tmp_path, capsys):
+    wrong = tmp_path / "wrong"
+    (one,) = examples.examples(9, 1, size=small_run.SIZE)
+    turns = (Turn("human", "<image> what is <image> this?"), one.turns[1])
+    twice = dataclasses.replace(one, id="seen twice", turns=turns)
+    write_set(str(wrong), [twice], name="sky", split="train")
+    second = (
+        f"[{{records: {mixed / 'train'}, template: model}}, {{records: {wrong}, template: model}}]"
+    )
+    assert run(mixed, sky, tmp_path / "run", "--data", second) == MISTAKE
+    told = capsys.readouterr().err
+    assert "seen twice" in told and "expected 1 <image> markers in the human turns" in told

@@ -39,12 +39,12 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 ROWS, WINDOW = 116, 10
 """Rows of the word table, enough for all; positions that Mistral and Gemma-2 look back on."""
-TEXT = {
+TEXT: dict[str, Any] = {
     "vocab_size": ROWS, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
     "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
 }  # fmt: skip
-TOWER = {
+TOWER: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
     "image_size": small_run.SIZE, "patch_size": 14,
 }  # fmt: skip
@@ -71,7 +71,7 @@ FAMILIES: dict[str, Callable[[], Family]] = {
         ("<|im_start|>", "<|im_end|>"), siglip=True,
     ),
     "gemma2 + clip": lambda: Family(
-        Gemma2Config(**TEXT | {"head_dim": 16}, sliding_window=WINDOW, final_logit_softcapping=3.0),
+        Gemma2Config(**TEXT, head_dim=16, sliding_window=WINDOW, final_logit_softcapping=3.0),
         GEMMA_2, "<s>", "</s>", ("<start_of_turn>", "<end_of_turn>"), capped=3.0,
     ),
     "phi3 + clip": lambda: Family(
