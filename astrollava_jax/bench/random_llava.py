@@ -103,8 +103,10 @@ _ORIGINAL = (
 )
 
 
-_ADDED = ("o_proj.weight", "down_proj.weight", "out_proj.weight", "fc2.weight")
-"""The last maps of attention and MLP."""
+_SCALES = {"embed_tokens.weight": 1.0} | dict.fromkeys(
+    ("o_proj.weight", "down_proj.weight", "out_proj.weight", "fc2.weight"), 0.02 / 8
+)
+"""Deviations by how a name ends; 0.02 elsewhere."""
 
 
 def _numbers(
@@ -112,14 +114,14 @@ def _numbers(
 ) -> Shaped[np.ndarray, "..."]:
     """Norms near 1, everything else near 0, so that hidden states neither vanish nor burst.
 
-    What a block adds to its input is small beside it, as in models that begin so to be trained
-    (GPT-2: 1 / sqrt(2 x layers)): otherwise a random model of this depth makes much of the rounding
-    of bfloat16, and two programs cannot be compared in it.
+    What a block adds is small beside what it is added to: words are near 1, the last map of a block
+    begins as GPT-2's (1 / sqrt(2 x layers)). Otherwise a random model of this depth makes much of
+    the rounding of bfloat16, and two programs cannot be compared in it.
     """
     result = np.empty(shape, BFLOAT16)
     flat = result.reshape(-1)
     near_one = name.endswith("weight") and len(shape) == 1
-    scale = 0.02 / 8 if name.endswith(_ADDED) else 0.02
+    scale = next((scale for end, scale in _SCALES.items() if name.endswith(end)), 0.02)
     for start in range(0, flat.size, _CHUNK):
         part = rng.standard_normal(min(_CHUNK, flat.size - start), np.float32)
         part *= np.float32(scale)

@@ -33,7 +33,7 @@ class LoraConfig:
     """Which linear maps get an adapter, and of what kind."""
 
     rank: Annotated[int, Field(ge=1)]
-    alpha: Annotated[float, Field(gt=0)]
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     """What the adapter gives is multiplied by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Part of an adapter's inputs that is dropped in training."""

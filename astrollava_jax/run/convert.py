@@ -98,11 +98,11 @@ def _open(
     if source is not None:
         decoder = None if llm is None else str(llm)
         return open_any(str(source), vision=tower, llm=decoder, bases=bases)
-    if source is None and llm is not None and tower is not None:
+    if source is None and llm is not None and tower is not None and not bases:
         return open_init(InitConfig(vision=tower, llm=str(llm)))
     raise ValueError(
         "convert: expected a model's directory, or --vision DIR and --llm DIR in its place; found "
-        f"model {source}, --vision {vision}, --llm {llm}"
+        f"model {source}, --vision {vision}, --llm {llm}, --base {', '.join(bases) or None}"
     )
 
 

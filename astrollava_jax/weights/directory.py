@@ -88,6 +88,8 @@ def open_model(
     layout = recognise(folder)
     if layout is PEFT:
         whole = base_of(folder, base)
+        if llm is not None or recognise(whole) is PEFT:
+            raise ValueError(f"{folder}: is an adapter: give one whole model as its --base")
         return read_adapter(folder, open_model(whole, vision=vision))
     if base is not None:
         raise ValueError(
@@ -172,6 +174,8 @@ def _open_original(folder: str, vision: str | None) -> Source:
     tree, tensors = _config(folder), open_tensors(folder)
     embedded = any(name.startswith(ORIGINAL.vision[1]) for name in tensors.infos)
     tower = _tower(vision) if vision else _told(folder, foreign_config.tower_of_original, tree)
+    if vision and embedded and foreign_config.tower_of_original(tree) is not None:
+        raise ValueError(f"{folder}: has its tower in it, so that --vision {vision} has no place")
     if vision is None and (tower is None or not embedded):
         lacks = (
             "heads of its vision tower are not known" if embedded else "vision tower is not in it"
@@ -202,10 +206,8 @@ def _open_projector(folder: str, vision: files.Where | None, llm: files.Where | 
     parts = join(vision, llm)
     config = _told(folder, foreign_config.read_original, tree, parts.config.vision)
     config = dataclasses.replace(config, llm=parts.config.llm)
-    tensors = Tensors(
-        folder, [Renamed(TorchFile(files.join(folder, MM_PROJECTOR)), _projector_name)]
-    )
-    bound = _bind(PROJECTOR, config, tensors)
+    projector = Renamed(TorchFile(files.join(folder, MM_PROJECTOR)), _projector_name)
+    bound = _bind(PROJECTOR, config, Tensors(folder, [projector]))
     parts.config, parts.missing = config, ()
     parts.image_mode = "pad" if tree.get("image_aspect_ratio") == "pad" else "crop"
     return parts.with_parameters(bound)
@@ -213,8 +215,7 @@ def _open_projector(folder: str, vision: files.Where | None, llm: files.Where | 
 
 def _projector_name(name: str) -> str:
     """LLaVA's own loader goes by what follows this word."""
-    before, word, rest = name.rpartition("mm_projector.")
-    return f"model.{word}{rest}" if word else before + rest
+    return "model." + name[name.find("mm_projector.") :] if "mm_projector." in name else name
 
 
 def _describe(

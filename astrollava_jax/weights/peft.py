@@ -43,6 +43,13 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "fan_in_fan_out": (False, None),
     "rank_pattern": ({}, None),
     "alpha_pattern": ({}, None),
+    "lora_bias": (False, None),
+    "init_lora_weights": (True, False, None, "gaussian"),  # others change the base as well
+    "layer_replication": (None,),
+    "layers_to_transform": (None,),
+    "target_parameters": (None,),
+    "trainable_token_indices": (None,),
+    "use_qalora": (False, None),
 }
 
 
@@ -71,7 +78,7 @@ def base_of(folder: files.Where, base: files.Where | None) -> files.Where:
     named = files.read_json_object(files.join(folder, CONFIG)).get("base_model_name_or_path")
     if base is not None:
         return base
-    if named and files.is_folder(named):
+    if isinstance(named, str) and named and files.is_folder(named):
         return named
     raise FileNotFoundError(
         f"{folder}: holds an adapter of {named!r}, which is no directory here: give --base DIR "
@@ -90,8 +97,9 @@ def read_adapter(folder: files.Where, base: Source) -> Adapted:
     facts = files.read_json_object(files.join(folder, CONFIG))
     rank, alpha = facts.get("r"), facts.get("lora_alpha")
     faults = fixed_faults(facts, _FIXED)
-    if not isinstance(rank, int) or not isinstance(alpha, int | float):
-        faults.append(f"r and lora_alpha: expected numbers, found {rank!r} and {alpha!r}")
+    counts = isinstance(rank, int) and not isinstance(rank, bool) and rank > 0
+    if not counts or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+        faults.append(f"r and lora_alpha: expected numbers above 0, found {rank!r} and {alpha!r}")
     if faults:
         raise ValueError(
             f"{folder}/{CONFIG} describes an adapter that is not known here:\n  "
@@ -99,14 +107,22 @@ def read_adapter(folder: files.Where, base: Source) -> Adapted:
         )
     assert isinstance(rank, int) and isinstance(alpha, int | float)
     tensors = _open(folder)
-    bound = _bind(base.config, tensors, rank)
+    try:
+        bound = _bind(base.config, tensors, rank)
+    except ValueError as error:
+        where = base.folder_of("llm/embed/embedding")
+        raise ValueError(f"{folder}: does not fit its base {where}: {error}") from None
     adapters = {address for address in bound if address.endswith((f"/{LORA_A}", f"/{LORA_B}"))}
     whole = {address: part for address, part in bound.items() if address not in adapters}
     scaled = alpha * math.sqrt(rank) if facts.get("use_rslora") else float(alpha)
     lora = Lora(rank, scaled, Read({address: bound[address] for address in adapters}))
     mode, template = _image_mode(folder, base), _template(folder)
     beneath = Overlay(base, Read(whole), folder, image_mode=mode, template=template)
-    return Adapted(beneath, lora, folder)
+    adapted = Adapted(beneath, lora, folder)
+    where, named = base.folder_of("llm/embed/embedding"), facts.get("base_model_name_or_path")
+    if named != where:
+        adapted.notes += (f"the adapter names {named!r} as its base, it is put upon {where}",)
+    return adapted
 
 
 def _open(folder: files.Where) -> Tensors:
@@ -137,6 +153,12 @@ def _bind(config: LlavaConfig, tensors: Tensors, rank: int) -> dict[str, Bound]:
                 rows.append(row)
             elif row.tensor().replace(".weight", A_NAME) in tensors.infos:
                 rows += adapter_rows(row)
+    fused = sorted({row.name.split("[")[0] for row in rows if "[" in row.name and _is_adapter(row)})
+    if fused:
+        raise ValueError(
+            f"adapters of {', '.join(fused)}: each of these tensors holds several of ours; merge "
+            "the adapter with PEFT, and open the whole model"
+        )
     wanted = foreign(config, rows, rank, start="")
     if not any(address.endswith(LORA_A) for address in (row.address for row in rows)):
         strange = unmapped(tensors.infos, wanted, ())[:5]
@@ -145,6 +167,10 @@ def _bind(config: LlavaConfig, tensors: Tensors, rank: int) -> dict[str, Bound]:
             + ", ".join(strange)
         )
     return bind(wanted, tensors)
+
+
+def _is_adapter(row: Row) -> bool:
+    return row.address.endswith((f"/{LORA_A}", f"/{LORA_B}"))
 
 
 def _table(part: str, config: LlavaConfig, names: set[str]) -> tuple[Row, ...]:
@@ -166,7 +192,7 @@ def _holds(layout: Layout, config: LlavaConfig) -> bool:
 def adapter_rows(kernel: Row) -> tuple[Row, Row]:
     """The two rows of the adapter beside a kernel: their [out, in] becomes [r, in] and [out, r]."""
     outputs, inputs = Sentence.parse(kernel.sentence).theirs
-    module, name = kernel.address.removesuffix("/kernel"), kernel.name.removesuffix(".weight")
+    module, name = kernel.address.removesuffix("/kernel"), kernel.name.replace(".weight", "")
     o, i = " ".join(outputs), " ".join(inputs)
     return (
         Row(f"{module}/{LORA_A}", f"{name}{A_NAME}", f"r ({i}) -> {i} r"),

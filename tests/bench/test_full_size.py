@@ -53,10 +53,10 @@ def test_scores_that_differ_at_one_position_are_no_proof():
     assert found["least_cosine"] == pytest.approx(1 / np.hypot(1, 0.1))
     assert found["largest_difference"] == 0.1
     exact = full_size.compared(theirs, theirs)
-    assert full_size.judged_scores(exact, exact, found) == []
-    assert len(full_size.judged_scores(found, found, exact)) == 3
+    assert full_size.judged_scores(exact, exact) == []
+    assert len(full_size.judged_scores(found, found)) == 3
     unknown = full_size.compared(np.full((4, 4), np.nan), theirs)
-    assert len(full_size.judged_scores(unknown, unknown, exact)) == 3
+    assert len(full_size.judged_scores(unknown, unknown)) == 3
     with pytest.raises(ValueError, match=r"expected \[4, 4\], found \[3, 4\]"):
         full_size.compared(theirs[:3], theirs)
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import families
 import numpy as np
 import peft
 import pytest
@@ -10,7 +11,7 @@ import safetensors.torch
 import tiny_directories as tiny
 import tiny_llava
 import torch
-from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
+from transformers import LlamaForCausalLM, LlavaForConditionalGeneration, Phi3Config
 
 from astrollava_jax.run.convert import convert
 from astrollava_jax.run.opening import open_any
@@ -154,7 +155,11 @@ def _as_llava(adapter: Path, folder: Path) -> Path:
             "peft_type: expected 'LORA', found 'IA3'\n  bias: exp",
         ),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern: expected {}, found"),
-        ({"r": None}, "r and lora_alpha: expected numbers, found None and 6"),
+        ({"r": None}, "r and lora_alpha: expected numbers above 0, found None and 6"),
+        ({"lora_alpha": float("nan")}, "expected numbers above 0, found 4 and nan"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights: .* found 'pissa'"),
+        ({"layers_to_transform": [1]}, "layers_to_transform: expected none, found"),
+        ({"base_model_name_or_path": ["x"]}, "which is no directory here: give --base"),
         ({"r": 8}, r"lora_A.weight: expected \[8, 48\], found \[4, 48\]"),
         ({"base_model_name_or_path": "some/where"}, "'some/where', which is no directory here"),
     ],
@@ -165,6 +170,28 @@ def test_what_is_not_ours_is_refused(adapter, tmp_path, changes, said):
     (tmp_path / "adapter_model.safetensors").symlink_to(adapter[0] / "adapter_model.safetensors")
     with pytest.raises((ValueError, FileNotFoundError), match=said):
         open_model(tmp_path)
+
+
+def test_an_adapter_is_not_put_upon_itself_or_unsaid_upon_another(base, adapter, tmp_path):
+    with pytest.raises(ValueError, match="is an adapter: give one whole model as its --base"):
+        open_model(adapter[0], base=adapter[0])
+    other = tmp_path / "other"
+    tiny.write_hf(other, tiny_llava.torch_model(seed=1), dtype=torch.float32)
+    note = f"the adapter names '{base}' as its base, it is put upon {other}"
+    assert note in open_model(adapter[0], base=other).notes
+    assert not [n for n in open_model(adapter[0], base=base).notes if "names" in n]
+
+
+def test_an_adapter_of_a_tensor_that_is_several_of_ours_is_refused(tmp_path):
+    model = families.torch_model(Phi3Config(**families.DECODER))
+    model.save_pretrained(tmp_path / "base")
+    tiny.write_json(tmp_path, "adapter_config.json", {"peft_type": "LORA", "r": 4, "lora_alpha": 4})
+    start = "base_model.model.model.language_model.layers.0.self_attn.qkv_proj"
+    halves = {"lora_A": torch.zeros(4, 48), "lora_B": torch.zeros(96, 4)}
+    named = {f"{start}.{half}.weight": value for half, value in halves.items()}
+    safetensors.torch.save_file(named, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"does not fit its base .*qkv_proj.*merge the adapter"):
+        open_model(tmp_path, base=tmp_path / "base")
 
 
 def test_an_adapter_of_another_model_is_refused(adapter, tmp_path):
