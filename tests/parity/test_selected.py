@@ -23,6 +23,7 @@ def tree(folder):
     return json.loads((folder / "config.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layer", "feature", "strategy"), CASES.values(), ids=list(CASES))
 def test_the_choice_goes_through_both_layouts_and_back(layer, feature, strategy, tmp_path):
     tiny.write_hf(tmp_path / "in", tiny_llava.torch_model(), dtype=torch.float32)

@@ -124,6 +124,7 @@ def lines(out: Path) -> list[dict]:
     return [facts for facts in map(json.loads, log) if "loss" in facts]
 
 
+@pytest.mark.slow
 def test_the_same_numbers_are_dropped_on_another_mesh_in_other_micro_batches(done, tmp_path):
     shutil.copytree(done.out, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "8")
@@ -153,6 +154,7 @@ def test_what_answers_and_what_is_exported_is_what_trained(done, tmp_path):
     assert np.abs(halfway - expected).max() > 0.1
 
 
+@pytest.mark.slow
 def test_the_adapters_alone_answer_and_go_on_over_their_base(done, sky, tmp_path, monkeypatch):
     convert(done.out, tmp_path / "peft", "peft")
     expected = logits(own_model(done))
@@ -198,7 +200,9 @@ def test_full_weights_are_asked_for_by_name(done, stage1, tmp_path, capsys):
     assert not (tmp_path / "hf").exists()
 
 
-@pytest.mark.parametrize(("form", "devices"), [("int8", 1), ("nf4", 8)])
+@pytest.mark.parametrize(
+    ("form", "devices"), [("int8", 1), pytest.param("nf4", 8, marks=pytest.mark.slow)]
+)
 def test_a_stored_base_trains_and_goes_on(form, devices, sky, stage1, tmp_path, monkeypatch):
     small_run.on_devices(monkeypatch, devices)
     run = with_lora(file_of(sky, stage1.out, tmp_path / "run"), form, evaluate=None)
@@ -222,6 +226,7 @@ def test_the_same_adapters_are_taken_on(done, sky, tmp_path):
     assert f"{TARGET}/kernel" not in taken.changed
 
 
+@pytest.mark.slow
 def test_other_adapters_begin_beside_the_merged_kernels(done, sky, tmp_path, capsys, monkeypatch):
     """The first update has rate 0, so that the new run answers as the one before it."""
     file = file_of(sky, done.out, tmp_path / "run")

@@ -20,7 +20,7 @@ from astrollava_jax.run.opening import Opened, open_any, open_init
 from astrollava_jax.run.train import train
 from astrollava_jax.weights.resize import NEWLINE, POSITIONS, interpolate
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quickly_compiled")]
 
 STEPS, SIZE = 3, 42
 RATES = {"vision": 1e-3, "projector": 1e-2, "llm": 5e-3}

@@ -35,7 +35,7 @@ from astrollava_jax.quickstart import vocabulary
 from astrollava_jax.run.convert import convert
 from astrollava_jax.run.train import train
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quickly_compiled")]
 
 ROWS, WINDOW = 116, 10
 """Rows of the word table, enough for all; positions that Mistral and Gemma-2 look back on."""
