@@ -239,6 +239,8 @@ def _open_run(folder: str, step: int | None, moved: InitConfig | None) -> Opened
         changed=changed,
         template=facts["template"],
         image_mode=facts["image"],
+        lora=None,  # adapters that it began from are in what was trained or inherited
+        beneath=None,
     )
     config = directory.resolved(folder).lora
     if config is None:

@@ -172,6 +172,8 @@ def test_the_adapters_alone_answer_and_go_on_over_their_base(done, sky, tmp_path
     convert(done.out, tmp_path / "peft", "peft")
     found = logits(al.load_model(str(tmp_path / "run"), "float32"))
     assert_close(found, expected, "a run from them", 1e-5)
+    again = open_any(str(tmp_path / "run"))
+    assert again.lora is None and again.apart() is again
 
 
 def test_a_merge_changes_the_targets_alone_and_keeps_the_dtype(done, sky, tmp_path):
