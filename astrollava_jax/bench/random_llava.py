@@ -103,7 +103,7 @@ _ORIGINAL = (
 )
 
 
-_SCALES = {"embed_tokens.weight": 1.0} | dict.fromkeys(
+_SCALES = {"embed_tokens.weight": 1.0, "linear_2.weight": 0.06} | dict.fromkeys(
     ("o_proj.weight", "down_proj.weight", "out_proj.weight", "fc2.weight"), 0.02 / 8
 )
 """Deviations by how a name ends; 0.02 elsewhere."""
@@ -114,8 +114,8 @@ def _numbers(
 ) -> Shaped[np.ndarray, "..."]:
     """Norms near 1, everything else near 0, so that hidden states neither vanish nor burst.
 
-    What a block adds is small beside what it is added to: words are near 1, the last map of a block
-    begins as GPT-2's (1 / sqrt(2 x layers)). Otherwise a random model of this depth makes much of
+    What a block adds is small beside what it is added to: words and the features of a picture are
+    near 1, the last map of a block begins as GPT-2's (1 / sqrt(2 x layers)). Otherwise a random model of this depth makes much of
     the rounding of bfloat16, and two programs cannot be compared in it.
     """
     result = np.empty(shape, BFLOAT16)
