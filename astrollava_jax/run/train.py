@@ -1,11 +1,12 @@
 """`train`: one stage from its config to its last checkpoint; it resumes by itself."""
 
+import contextlib
+import dataclasses
 import logging
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 
 from astrollava_jax import files
@@ -13,17 +14,20 @@ from astrollava_jax.config import ConfigError, dump, plain
 from astrollava_jax.data.tokenizer import Tokenizer
 from astrollava_jax.models.llava import LlavaConfig
 from astrollava_jax.params import Params
-from astrollava_jax.run import directory, dry_run, opening
+from astrollava_jax.run import directory, dry_run, opening, processes
 from astrollava_jax.run.config import RunConfig, changed, with_absolute_paths
 from astrollava_jax.run.initial import fresh_addresses, initial, read, with_own_adapters
 from astrollava_jax.run.records import (
     Data,
+    all_told,
     deliveries,
     evaluation_batches,
     held_out_data,
+    of_all,
     training_data,
 )
 from astrollava_jax.run.stage import Model, Stage, abstract_state, build, describe, rows_unit
+from astrollava_jax.sharding import agree, whole
 from astrollava_jax.training.checkpoint import Checkpoints
 from astrollava_jax.training.flops import Work, peak_flops, sizes_of, useful_flops
 from astrollava_jax.training.hooks import Evaluate, Guard, Log, Save
@@ -33,6 +37,18 @@ from astrollava_jax.training.metrics import JsonLines, TensorBoard, read_log
 from astrollava_jax.training.optimizer import FROZEN
 from astrollava_jax.training.prefetch import Prefetch
 from astrollava_jax.training.state import Progress, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Ready:
+    """A run that can begin: everything that is known before a parameter is on a device."""
+
+    opened: opening.Opened
+    going_on: bool
+    fresh: list[str]
+    stage: Stage
+    data: Data
+    held_out: Data | None
 
 
 def train(run: RunConfig, *, bases: opening.Bases = (), dry: bool = False) -> None:
@@ -45,18 +61,42 @@ def train(run: RunConfig, *, bases: opening.Bases = (), dry: bool = False) -> No
 
     Raises:
         ValueError, FileNotFoundError: the user's mistakes, each with what to do.
+        Resumable: if it ended early, and goes on when it is started again.
     """
     logging.getLogger("absl").setLevel(logging.WARNING)  # orbax tells of every file it writes
-    console = Console(soft_wrap=True, markup=False)
     run = with_absolute_paths(run)
-    going_on = _check_same_run(run)
-    reopened = opening.reopen(run, bases) if going_on else None
+    with contextlib.ExitStack() as held:
+        held.enter_context(processes.joined(60))
+        console = Console(soft_wrap=True, markup=False, quiet=jax.process_index() > 0)
+        with processes.failing_together():
+            ready = _ready(console, run, bases)
+            stage, data = ready.stage, ready.data
+            if dry:
+                dry_run.show(console, run, stage, data, ready.held_out, ready.fresh)
+                return
+            processes.first(lambda: held.enter_context(directory.alone(run.out)))
+            if ready.going_on:
+                directory.check_data(run.out, data.facts)
+                params = read(run, ready.opened, stage, stage.model.frozen)
+            else:
+                # A start that was cut short before its first checkpoint is begun again.
+                params = initial(run, ready.opened, stage, ready.fresh)
+                _begin(run, ready, params)
+        _run(console, run, stage, data, ready.held_out, params)
+
+
+def _ready(console: Console, run: RunConfig, bases: opening.Bases) -> Ready:
+    """Opens and plans everything; nothing is written but the lengths of the records."""
+    processes.alike({"config": plain(run), **processes.machine()})
+    same = processes.first(lambda: _check_same_run(run))
+    reopened = opening.reopen(run, bases) if same else None
+    going_on = reopened is not None
     opened = reopened or opening.open_init(run.init, bases)
-    for note in () if reopened else opened.source.notes:
+    for note in () if going_on else opened.source.notes:
         console.print(f"note: {note}")
     config = opened.source.config
     model = describe(run, config)
-    if not reopened:
+    if not going_on:
         opened, told = with_own_adapters(run, model, opened)
         if told:
             console.print(f"note: {told}")
@@ -64,6 +104,7 @@ def train(run: RunConfig, *, bases: opening.Bases = (), dry: bool = False) -> No
     mesh = run.mesh.build()
     tokenizer = _tokenizer(opened, config)
     data = training_data(run, tokenizer, config.image_facts, rows_unit(run, mesh))
+    processes.alike({"data": data.facts, "tokenizer": tokenizer.fingerprint()})
     _warn(console, data)
     stage = build(
         run,
@@ -75,18 +116,7 @@ def train(run: RunConfig, *, bases: opening.Bases = (), dry: bool = False) -> No
     )
     rows = data.plan.rows // stage.micro_batches
     held_out = held_out_data(run, tokenizer, config.image_facts, rows)
-    if dry:
-        dry_run.show(console, run, stage, data, held_out, fresh)
-        return
-    with directory.alone(run.out):
-        if reopened:
-            directory.check_data(run.out, data.facts)
-            params = read(run, reopened, stage, model.frozen)
-        else:
-            # A start that was cut short before its first checkpoint is begun again.
-            params = initial(run, opened, stage, fresh)
-            _begin(run, opened, stage, params, fresh, data)
-        _run(console, run, stage, data, held_out, params)
+    return Ready(opened, going_on, fresh, stage, data, held_out)
 
 
 def _check_same_run(run: RunConfig) -> bool:
@@ -128,25 +158,27 @@ def _warn(console: Console, data: Data) -> None:
         console.print(f"... and {len(lengths.faults) - 10} more unusable records")
 
 
-def _begin(
-    run: RunConfig, opened: opening.Opened, stage: Stage, params: Params, fresh: list[str],
-    data: Data,
-) -> None:  # fmt: skip
+def _begin(run: RunConfig, ready: Ready, params: Params) -> None:
     """Writes the run directory."""
-    foreign = {*fresh, *opened.changed}
+    opened, model = ready.opened, ready.stage.model
+    foreign = {*ready.fresh, *opened.changed}
     inherited: Mapping[str, Any] = {
-        address: np.asarray(params[address]) if address in fresh else opened.changed[address]
-        for address in stage.model.frozen
+        address: whole(params[address]) if address in ready.fresh else opened.changed[address]
+        for address in model.frozen
         if address in foreign
     }
     first = run.data[0]
     # Captions teach no way of speaking: the first set with dialogues says how the model is asked.
     spoken = [config.template for config in run.data if config.template != "plain"]
     template = spoken[0] if spoken else opened.template
-    directory.begin(
-        run.out, dump(run), opened.base, opened.init, stage.model.trainable, stage.model.frozen,
-        inherited, template, first.image, data.facts,
-    )  # fmt: skip
+
+    def begin() -> None:
+        directory.begin(
+            run.out, dump(run), opened.base, opened.init, model.trainable, model.frozen,
+            inherited, template, first.image, ready.data.facts,
+        )  # fmt: skip
+
+    processes.first(begin)
 
 
 def _run(
@@ -157,7 +189,7 @@ def _run(
     total = data.plan.total_steps
     checkpoints = Checkpoints(files.join(run.out, directory.CHECKPOINTS), run.checkpoint.keep)
     with stage.active():
-        newest = checkpoints.latest()
+        newest = agree(checkpoints.latest())
         if newest is None:
             trainable = {address: params.pop(address) for address in stage.model.trainable}
             state, progress = TrainState(trainable, stage.init_optimizer(trainable)), Progress()
@@ -172,17 +204,19 @@ def _run(
         source = Prefetch(deliveries(data, stage, progress.position))
         try:
             hooks = _hooks(run, stage, data, held_out, params, checkpoints, log)
-            run_loop(stage.step, state, params, source, hooks, progress, total)
+            told = all_told(source, stage)
+            run_loop(stage.step, state, params, told, hooks, progress, total)
         finally:
             source.close()
-            log.close()
+            if log is not None:
+                log.close()
             checkpoints.close()
     console.print(f"{run.out}: complete, {total} steps; checkpoint {checkpoints.last_good}")
 
 
 def _hooks(
     run: RunConfig, stage: Stage, data: Data, held_out: Data | None, frozen: Params,
-    checkpoints: Checkpoints, log: Log,
+    checkpoints: Checkpoints, log: Log | None,
 ) -> list[Hook]:  # fmt: skip
     """What happens after a step, in this order: the log tells of the checkpoint made before it."""
     hooks: list[Hook] = [Guard(run.bad_records.max_fraction, data.samples)]
@@ -191,9 +225,10 @@ def _hooks(
         def evaluate(state: TrainState) -> tuple[float, list[str]]:
             return held_out_loss(stage, held_out, state, frozen)
 
-        hooks.append(Evaluate(run.evaluate.every_steps, evaluate, log.held_out))
+        found = (lambda *_: None) if log is None else log.held_out
+        hooks.append(Evaluate(run.evaluate.every_steps, evaluate, found))
     save = Save(checkpoints, plain(run), run.checkpoint.every_seconds, run.checkpoint.every_steps)
-    return [*hooks, save, log]
+    return [*hooks, save] if log is None else [*hooks, save, log]
 
 
 def held_out_loss(
@@ -205,12 +240,15 @@ def held_out_loss(
         found, count = stage.evaluate(state.trainable, frozen, batch)
         total, learned = total + float(found), learned + float(count)
         faults += unreadable
-    return total / max(learned, 1.0), faults
+    return total / max(learned, 1.0), of_all(faults, stage)
 
 
 def _log(
     console: Console, run: RunConfig, stage: Stage, data: Data, checkpoints: Checkpoints
-) -> Log:
+) -> Log | None:
+    """Process 0 keeps it for all."""
+    if jax.process_index() > 0:
+        return None
     path = files.join(run.out, "log.jsonl")
     attempts = [facts["attempt"] for facts in read_log(path)]
     board = TensorBoard(files.join(run.out, "tensorboard")) if run.log.tensorboard else None
