@@ -1,5 +1,6 @@
 """Runs as a launcher starts them: real processes, real signals, and what they left behind."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -59,9 +60,9 @@ class Processes:
         count: int = 1,
         devices: int = 1,
         *,
-        overrides: Mapping[str, object] = {},  # noqa: B006
-        each: Mapping[int, Mapping[str, object]] = {},  # noqa: B006
-        variables: Mapping[str, str] = {},  # noqa: B006
+        overrides: Mapping[str, object] = {},
+        each: Mapping[int, Mapping[str, object]] = {},
+        variables: Mapping[str, str] = {},
         compiled: str | None = None,
     ):
         self.out = out
@@ -189,7 +190,5 @@ def free_port() -> int:
 
 
 def _send(pid: int, what: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, what)
-    except ProcessLookupError:
-        pass
