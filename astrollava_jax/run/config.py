@@ -15,7 +15,9 @@ from astrollava_jax.models.lora import LoraConfig
 from astrollava_jax.models.quantize import FORMS, Form
 from astrollava_jax.sharding import MeshConfig
 from astrollava_jax.training.optimizer import Fraction, OptimizerConfig
+from astrollava_jax.training.preemption import PreemptionConfig
 from astrollava_jax.training.step import Loss
+from astrollava_jax.training.watchdog import WatchdogConfig
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -138,6 +140,8 @@ class RunConfig:
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Processes that decode pictures; auto = one less than the cores, 16 at most."""
     log: LogConfig = LogConfig()
+    preemption: PreemptionConfig = PreemptionConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
     bad_records: BadRecords = BadRecords()
 
     def __post_init__(self):
@@ -157,6 +161,8 @@ class RunConfig:
 
 
 FREE = ("out", "mesh", "batch.rows_per_device", "workers", "log", "checkpoint") + (
+    "preemption",
+    "watchdog",
     "init.model",
     "init.vision",
     "init.llm",

@@ -9,6 +9,7 @@ checkpoints/     what trained
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,6 +26,8 @@ from astrollava_jax.weights.source import Source
 BASE, CONFIG, CHECKPOINTS = "base.json", "config.yaml", "checkpoints"
 INHERITED, SIDECARS, LOCK = "inherited", "files", ".lock"
 FORMAT = 1
+PATIENCE_SECONDS = 10.0
+"""For a process that trained here and has not quite ended."""
 
 
 def run_folder(path: str | None) -> tuple[str, int | None] | None:
@@ -130,16 +133,26 @@ def original_init(folder: str) -> InitConfig:
 def alone(folder: str) -> Iterator[None]:
     """Keeps a run directory to this process while the block runs.
 
+    A run that was killed just now may still hold it for a moment, which is waited for.
+
     Raises:
         ValueError: if another process trains in it.
     """
-    try:
-        with files.locked(files.join(files.make_folder(folder), LOCK)):
-            yield
-    except BlockingIOError:
-        raise ValueError(
-            f"{folder}: another process trains in it: wait for its end, or choose another `out`"
-        ) from None
+    lock = files.join(files.make_folder(folder), LOCK)
+    end = time.monotonic() + PATIENCE_SECONDS
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(files.locked(lock))
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise ValueError(
+                        f"{folder}: another process trains in it: wait for its end, or choose "
+                        "another `out`"
+                    ) from None
+                time.sleep(0.1)
+        yield
 
 
 def check_free(folder: str) -> None:

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from astrollava_jax import files
@@ -15,6 +14,7 @@ from astrollava_jax.params import Params
 from astrollava_jax.run import directory
 from astrollava_jax.run.arrays import Chosen, Merged
 from astrollava_jax.run.config import InitConfig, RunConfig
+from astrollava_jax.sharding import place
 from astrollava_jax.training.checkpoint import Trained
 from astrollava_jax.weights.adapted import Adapted, Kernels, Lora
 from astrollava_jax.weights.directory import join, open_model
@@ -75,12 +75,12 @@ def read_params(
     for address in arrays:
         if address in opened.changed:
             array = opened.changed[address].astype(dtypes[address])
-            params[address] = jax.device_put(array, shardings[address])
+            params[address] = place(array, shardings[address])
     for address in addresses:
         if address in stores:
             if address in opened.changed:
                 array = np.asarray(opened.changed[address])
-                kernel = jax.device_put(array, shardings[address])
+                kernel = place(array, shardings[address])
             else:
                 kernel = load_weights(opened.base, [address], shardings=shardings)[address]
             params[address] = store(stores[address], kernel)

@@ -39,13 +39,14 @@ class Guard:
 class Evaluate:
     """Computes the held-out loss every so many steps, and after the last.
 
-    `evaluate` gives the loss and the records that could not be read; `found` is told of them.
+    `evaluate` gives the loss and the records that could not be read, or None if it was broken off;
+    `found` is told of them.
     """
 
     def __init__(
         self,
         every_steps: int,
-        evaluate: Callable[[TrainState], tuple[float, Sequence[str]]],
+        evaluate: Callable[[TrainState], tuple[float, Sequence[str]] | None],
         found: Callable[[int, float, Sequence[str]], None],
     ):
         self.every_steps, self._evaluate, self._found = every_steps, evaluate, found
@@ -53,7 +54,17 @@ class Evaluate:
     def __call__(self, event: Event) -> None:
         """Evaluates when it is time."""
         if event.last or event.progress.step % self.every_steps == 0:
-            self._found(event.progress.step, *self._evaluate(event.state))
+            self._tell(event.progress.step, event.state)
+
+    def make_up(self, step: int, state: TrainState, done: bool) -> None:
+        """Evaluates a step from which a run goes on, if it was to be and is not done."""
+        if step > 0 and step % self.every_steps == 0 and not done:
+            self._tell(step, state)
+
+    def _tell(self, step: int, state: TrainState) -> None:
+        told = self._evaluate(state)
+        if told is not None:
+            self._found(step, *told)
 
 
 class Save:
@@ -69,6 +80,7 @@ class Save:
         self._checkpoints, self._config = checkpoints, config
         self.every_seconds, self.every_steps = every_seconds, every_steps
         self._saved_at = time.monotonic()
+        self._saved_step: int | None = None
 
     def __call__(self, event: Event) -> None:
         """Saves when it is time."""
@@ -76,8 +88,17 @@ class Save:
         if self.every_seconds is not None:
             due = due or agree(time.monotonic() - self._saved_at >= self.every_seconds)
         if due or event.last:
-            self._checkpoints.save(event.state, event.progress, self._config)
-            self._saved_at = time.monotonic()
+            self._save(event)
+
+    def now(self, event: Event) -> None:
+        """Saves, unless this step is, and returns when it stands on the disk."""
+        if self._saved_step != event.progress.step:
+            self._save(event)
+        self._checkpoints.wait()
+
+    def _save(self, event: Event) -> None:
+        self._checkpoints.save(event.state, event.progress, self._config)
+        self._saved_at, self._saved_step = time.monotonic(), event.progress.step
 
 
 class Log:

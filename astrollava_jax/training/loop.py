@@ -8,7 +8,9 @@ from typing import Any
 import jax
 
 from astrollava_jax.params import Params
+from astrollava_jax.training.preemption import Preempted, Stop
 from astrollava_jax.training.state import Progress, TrainState
+from astrollava_jax.training.watchdog import Heart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +62,21 @@ def train(
     hooks: Sequence[Hook],
     progress: Progress,
     total_steps: int,
+    heart: Heart,
+    stop: Stop,
+    save: Hook,
 ) -> tuple[TrainState, Progress]:
-    """Runs the remaining steps; after each, calls every hook in the order of the list."""
+    """Runs the remaining steps; after each, calls every hook in the order of the list.
+
+    Raises:
+        Preempted: if the run is asked to stop; the step is finished, and `save` has saved it.
+    """
     ended = time.perf_counter()
     while progress.step < total_steps:
+        heart.beat("input", f"of step {progress.step + 1}")
         delivery = next(deliveries)
         arrived = time.perf_counter()
+        heart.beat("step", f"{progress.step + 1}")
         state, metrics = step(state, frozen, delivery.batch)
         metrics = {name: value.item() for name, value in jax.device_get(metrics).items()}
         now = time.perf_counter()
@@ -84,7 +95,14 @@ def train(
             seconds=now - ended,
             input_wait=arrived - ended,
         )
+        stop.requested(progress.position)
         for hook in hooks:
             hook(event)
+        if stop.reason is not None and not event.last:
+            save(event)
+            raise Preempted(
+                f"{stop.reason}: stopped after step {progress.step} of {total_steps}, which is "
+                "saved; the same command goes on"
+            )
         ended = time.perf_counter()
     return state, progress

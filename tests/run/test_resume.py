@@ -64,7 +64,8 @@ def kill_after_checkpoint(file: str, out: Path) -> None:
     assert len(lines(out)) == 5, told
 
 
-def test_a_second_start_beside_the_first_is_refused(stage1, tmp_path, capsys):
+def test_a_second_start_beside_the_first_is_refused(stage1, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(directory, "PATIENCE_SECONDS", 0.0)
     out = tmp_path / "one"
     with directory.alone(str(out)):
         assert main(["train", stage1.file, "--out", str(out)]) == MISTAKE
