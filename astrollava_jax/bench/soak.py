@@ -56,7 +56,7 @@ def undisturbed(work: str, steps: int, processes: int) -> Facts:
 def memory(seen: Sequence[tuple[int, int]], steps: int) -> Facts:
     """What (step, bytes) tell of the second half of a run: a line through them, and its rise."""
     late = [(step, size) for step, size in seen if step >= steps / 2]
-    slope, at_zero = np.polyfit(*zip(*late), 1)
+    slope, at_zero = np.polyfit([step for step, _ in late], [size for _, size in late], 1)
     middle = at_zero + slope * steps / 2
     return {
         "resident_mb_at_half": middle / 1e6,

@@ -76,12 +76,15 @@ class CheckpointConfig:
 
     every_seconds: Annotated[float, Field(ge=0)] | None = 300.0
     every_steps: Count | None = None
-    keep: int = 3
-    """The newest ones."""
+    keep: Annotated[int, Field(ge=2)] = 3
+    """The newest good ones; at least 2, for one can be damaged."""
+    keep_every_hours: Annotated[float, Field(gt=0)] | None = None
+    """One more stays for good for every so many hours; null = none."""
 
-    def __post_init__(self):
-        if self.keep < 1:
-            raise ValueError("keep must be at least 1: a run without checkpoints cannot resume")
+    @property
+    def keep_seconds(self) -> float | None:
+        """The same in seconds."""
+        return None if self.keep_every_hours is None else 3600 * self.keep_every_hours
 
 
 @config

@@ -75,15 +75,21 @@ def _run(console: Console, run: RunConfig, ready: Ready, params: Params, heart: 
     """Trains from the newest checkpoint, or from the beginning, to the end."""
     stage, data = ready.stage, ready.data
     total = data.plan.total_steps
-    checkpoints = Checkpoints(files.join(run.out, directory.CHECKPOINTS), run.checkpoint.keep)
+    folder, kept = files.join(run.out, directory.CHECKPOINTS), run.checkpoint
+    checkpoints = Checkpoints(folder, kept.keep, kept.keep_seconds, tell=console.print)
     with stage.active(), Stop(run.preemption) as stop:
-        newest = agree(checkpoints.latest())
-        if newest is None:
+        restored = checkpoints.restore_newest(abstract_state(stage, run))
+        if restored is not None:
+            state, progress = restored.state, restored.progress
+            console.print(f"going on after step {restored.step} of {total}")
+        elif all(address in params for address in stage.model.trainable):
             trainable = {address: params.pop(address) for address in stage.model.trainable}
             state, progress = TrainState(trainable, stage.init_optimizer(trainable)), Progress()
         else:
-            state, progress = checkpoints.restore(newest, abstract_state(stage, run))
-            console.print(f"going on after step {newest} of {total}")
+            raise ValueError(
+                f"{folder}: no good checkpoint is left, all are set aside there under names that "
+                "say why; start again to train from the beginning"
+            )
         if progress.step >= total:
             console.print(f"{run.out}: complete, all {total} steps are done")
             checkpoints.close()
