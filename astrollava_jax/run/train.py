@@ -1,5 +1,6 @@
 """`train`: one stage from its config to its last checkpoint; it resumes by itself."""
 
+import functools
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -21,12 +22,14 @@ from astrollava_jax.run.records import (
     deliveries,
     evaluation_batches,
     held_out_data,
+    record_names,
     training_data,
 )
+from astrollava_jax.run.recovery import Recovery
 from astrollava_jax.run.stage import Model, Stage, abstract_state, build, describe, rows_unit
 from astrollava_jax.training.checkpoint import Checkpoints
 from astrollava_jax.training.flops import Work, peak_flops, sizes_of, useful_flops
-from astrollava_jax.training.hooks import Evaluate, Guard, Log, Save
+from astrollava_jax.training.hooks import BadSteps, Evaluate, Guard, Log, Save
 from astrollava_jax.training.loop import Event, Hook
 from astrollava_jax.training.loop import train as run_loop
 from astrollava_jax.training.metrics import JsonLines, TensorBoard, read_log
@@ -160,11 +163,13 @@ def _run(
         newest = checkpoints.latest()
         if newest is None:
             trainable = {address: params.pop(address) for address in stage.model.trainable}
-            state, progress = TrainState(trainable, stage.init_optimizer(trainable)), Progress()
+            state, progress = stage.begin(trainable), Progress()
         else:
             state, progress = checkpoints.restore(newest, abstract_state(stage, run))
+            if state.history is None:
+                state = state._replace(history=stage.no_history())
             console.print(f"going on after step {newest} of {total}")
-        if progress.step >= total:
+        if progress.position >= total:
             console.print(f"{run.out}: complete, all {total} steps are done")
             checkpoints.close()
             return
@@ -172,12 +177,30 @@ def _run(
         source = Prefetch(deliveries(data, stage, progress.position))
         try:
             hooks = _hooks(run, stage, data, held_out, params, checkpoints, log)
-            run_loop(stage.step, state, params, source, hooks, progress, total)
+            recover = _recovery(console, run, stage, data, checkpoints, log)
+            _, progress = run_loop(
+                stage.step, state, params, source, hooks, progress, total, recover
+            )
         finally:
             source.close()
             log.close()
             checkpoints.close()
-    console.print(f"{run.out}: complete, {total} steps; checkpoint {checkpoints.last_good}")
+    bad = f", {progress.bad} of them bad" if progress.bad else ""
+    console.print(f"{run.out}: complete, {total} steps{bad}; checkpoint {checkpoints.last_good}")
+
+
+def _recovery(
+    console: Console, run: RunConfig, stage: Stage, data: Data, checkpoints: Checkpoints, log: Log
+) -> Recovery:
+    return Recovery(
+        checkpoints=checkpoints,
+        like=abstract_state(stage, run),
+        no_history=stage.no_history,
+        max_in_row=run.bad_numbers.max_in_row,
+        records=functools.partial(record_names, data),
+        log=log,
+        tell=console.print,
+    )
 
 
 def _hooks(
@@ -185,7 +208,10 @@ def _hooks(
     checkpoints: Checkpoints, log: Log,
 ) -> list[Hook]:  # fmt: skip
     """What happens after a step, in this order: the log tells of the checkpoint made before it."""
-    hooks: list[Hook] = [Guard(run.bad_records.max_fraction, data.samples)]
+    hooks: list[Hook] = [
+        Guard(run.bad_records.max_fraction, data.samples),
+        BadSteps(run.bad_numbers.max_in_row),
+    ]
     if run.evaluate is not None and held_out is not None:
 
         def evaluate(state: TrainState) -> tuple[float, list[str]]:
@@ -224,6 +250,7 @@ def _log(
         first_group=run.optimizer.groups[0].name,
         checkpoints=checkpoints,
         work=_utilisation(stage.model, data),
+        records=functools.partial(record_names, data),
     )
 
 

@@ -9,15 +9,28 @@ import dataclasses
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from astrollava_jax import files
+from astrollava_jax.training.anomaly import History
 from astrollava_jax.training.optimizer import AdamState
 from astrollava_jax.training.state import Progress, TrainState
+
+
+class NotFinite(ValueError):
+    """What was to be saved holds numbers that are not finite; nothing was written."""
+
+
+class Restored(NamedTuple):
+    """A checkpoint on the devices."""
+
+    step: int
+    state: TrainState
+    progress: Progress
 
 
 class Checkpoints:
@@ -61,6 +74,8 @@ class Checkpoints:
             "optimizer": state.optimizer._asdict(),
             "progress": dataclasses.asdict(progress),
         }
+        if state.history is not None:
+            items["history"] = state.history._asdict()
         with _undisturbed():  # or nobody would wait for what was begun
             self._pending = self._checkpointer.save_checkpointables_async(
                 progress.step, items, custom_metadata={"config": config}
@@ -74,17 +89,40 @@ class Checkpoints:
             self._pending = None
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, Progress]:
-        """The state and progress of a step, placed as the arrays of `like` are."""
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-            {"trainable": like.trainable, "optimizer": like.optimizer._asdict()},
-        )
-        counts = dict.fromkeys((f.name for f in dataclasses.fields(Progress)), 0)
-        with _readable(files.join(self.folder, str(step))):
+        """The state and progress of a step, placed as the arrays of `like` are.
+
+        Its history is None where the checkpoint holds none of the shape of `like`.
+        """
+        wanted: dict[str, Any] = {
+            "trainable": like.trainable,
+            "optimizer": like.optimizer._asdict(),
+        }
+        path = files.join(self.folder, str(step))
+        with _readable(path):
+            held: Any = ocp.checkpointables_metadata(path).metadata
+            ring = like.history and like.history._asdict()
+            if ring and _shapes(held.get("history")) == _shapes(ring):
+                wanted["history"] = ring
+            abstract = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), wanted
+            )
+            counts = dict.fromkeys(held["progress"], 0)
             items = self._checkpointer.load_checkpointables(step, abstract | {"progress": counts})
-            state = TrainState(items["trainable"], AdamState(**items["optimizer"]))
+            history = History(**items["history"]) if "history" in items else None
+            state = TrainState(items["trainable"], AdamState(**items["optimizer"]), history)
             progress = {name: int(value) for name, value in items["progress"].items()}
         return state, Progress(**progress)
+
+    def restore_newest(self, like: TrainState, before: int | None = None) -> Restored | None:
+        """The newest checkpoint, or the newest before a step."""
+        found = [step for step in steps(self.folder) if before is None or step < before]
+        return Restored(found[-1], *self.restore(found[-1], like)) if found else None
+
+    def set_aside(self, step: int, why: str) -> None:
+        """Renames a checkpoint, so that nothing goes on from it."""
+        path = files.join(self.folder, str(step))
+        files.move(path, f"{path}.{why}")
+        self._checkpointer.reload()
 
     def close(self) -> None:
         """Waits for the last save and stops the writer."""
@@ -119,6 +157,10 @@ def _undisturbed() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if arrived and callable(before):
         before(*arrived[0])
+
+
+def _shapes(arrays: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(array.shape) for name, array in (arrays or {}).items()}
 
 
 def steps(folder: str) -> list[int]:
