@@ -112,7 +112,7 @@ def only_if(good: Bool[Array, ""], new: Any, old: Any) -> Any:
     return jax.tree.map(lambda new, old: jnp.where(good, new, old), new, old)
 
 
-def why(metrics: dict[str, float]) -> str:
+def why(metrics: dict[str, float | int]) -> str:
     """What was bad about a step, of what it measured, in words."""
     kind, loss, norm = int(metrics["bad"]), metrics["loss"], metrics["grad_norm"]
     if kind == BROKEN:

@@ -36,7 +36,7 @@ class Event:
     progress: Progress
     total_steps: int
     state: TrainState
-    metrics: dict[str, float]
+    metrics: dict[str, float | int]
     delivery: Delivery
     seconds: float
     """From the end of the hooks before it to the step's end."""

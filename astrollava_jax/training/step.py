@@ -114,6 +114,30 @@ def added(one: Callable[[Any], Any], items: Any, zeros: Any) -> Any:
     return jax.lax.scan(add, zeros, items)[0]
 
 
+def guarded_update(
+    optimizer: AdamW,
+    state: TrainState,
+    loss: Float[Array, ""],
+    gradients: Params,
+    spike: anomaly.SpikeConfig | None,
+) -> tuple[TrainState, Metrics]:
+    """The state after an update, or to the last bit the one before if the numbers are bad."""
+    norm, limit = optax.tree.norm(gradients), anomaly.limits(state.history, spike)
+    # What goes in is looked at, not what comes out: new weights would have to be kept beside the
+    # old ones until they are checked.
+    whole = anomaly.all_finite((state.trainable, state.optimizer))
+    bad = anomaly.verdict(loss, norm, whole, limit)
+    good = bad == anomaly.GOOD
+    trainable, moments, rates = optimizer.update(
+        gradients, norm, state.optimizer, state.trainable, good
+    )
+    remembered = anomaly.remembered(state.history, loss, norm)
+    history = anomaly.only_if(good, remembered, state.history)
+    metrics = {"loss": loss, "grad_norm": norm, "bad": bad, **rates}
+    metrics |= {f"limit/{name}": value for name, value in limit.items()}
+    return TrainState(trainable, moments, history), metrics
+
+
 def make_train_step(
     graphdef: nnx.GraphDef,
     optimizer: AdamW,
@@ -170,21 +194,8 @@ def make_train_step(
         total = added(one, (batch, weights, draws), zeros)
         weight = jnp.maximum(jnp.sum(weights), 1.0)
         value, gradients = jax.tree.map(lambda x: x / weight, total)
-        norm, limit = optax.tree.norm(gradients), anomaly.limits(state.history, spike)
-        # What goes in is looked at, not what comes out: new weights would have to be kept beside
-        # the old ones until they are checked.
-        whole = anomaly.all_finite((state.trainable, state.optimizer))
-        bad = anomaly.verdict(value, norm, whole, limit)
-        good = bad == anomaly.GOOD
-        trainable, moments, metrics = optimizer.update(
-            gradients, norm, state.optimizer, state.trainable, good
-        )
-        remembered = anomaly.remembered(state.history, value, norm)
-        history = anomaly.only_if(good, remembered, state.history)
-        metrics |= {"loss": value, "grad_norm": norm, "bad": bad}
-        metrics |= {"learned_tokens": jnp.sum(batch.learned_sample >= 0)}
-        metrics |= {f"limit/{name}": value for name, value in limit.items()}
-        return TrainState(trainable, moments, history), metrics
+        state, metrics = guarded_update(optimizer, state, value, gradients, spike)
+        return state, metrics | {"learned_tokens": jnp.sum(batch.learned_sample >= 0)}
 
     return step
 
