@@ -14,6 +14,7 @@ from astrollava_jax.models.layers import Remat
 from astrollava_jax.models.lora import LoraConfig
 from astrollava_jax.models.quantize import FORMS, Form
 from astrollava_jax.sharding import MeshConfig
+from astrollava_jax.training.anomaly import BadNumbers
 from astrollava_jax.training.optimizer import Fraction, OptimizerConfig
 from astrollava_jax.training.preemption import PreemptionConfig
 from astrollava_jax.training.step import Loss
@@ -146,6 +147,7 @@ class RunConfig:
     preemption: PreemptionConfig = PreemptionConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
     bad_records: BadRecords = BadRecords()
+    bad_numbers: BadNumbers = BadNumbers()
 
     def __post_init__(self):
         patterns = sorted(set(self.out) & set("*?["))
@@ -171,8 +173,10 @@ FREE = ("out", "mesh", "batch.rows_per_device", "workers", "log", "checkpoint") 
     "init.llm",
     "init.base",
     "bad_records.max_fraction",
+    "bad_numbers",
 )
-"""Keys that may change between two starts of the same run: no number that it computes follows."""
+"""Keys that may change between two starts of the same run: no number that it computes follows.
+`bad_numbers` says what is refused from here on, so that a run which it has ended can go on."""
 
 
 def changed(before: RunConfig, now: RunConfig) -> list[str]:

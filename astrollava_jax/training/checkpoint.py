@@ -260,7 +260,7 @@ class Checkpoints:
         wanted = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), as_items(like)
         )
-        held = {name for name in wanted if files.is_folder(files.join(path, name))}
+        held = {name for name in wanted if stored.holds(path, name, wanted[name])}
         with stored.readable(path):
             items = ocp.load_checkpointables(
                 path, {name: wanted[name] for name in held} | {"progress": None}

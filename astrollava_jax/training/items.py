@@ -8,19 +8,23 @@ import jax.numpy as jnp
 
 from astrollava_jax.training.state import TrainState
 
+OPTIONAL = ("history",)
+"""What a run can do without: it begins anew where a checkpoint has none, or of another shape."""
+
 
 def as_items(state: TrainState) -> dict[str, Any]:
-    """The named items of a state: its fields."""
+    """The named items of a state: its fields, but for those that it has not."""
     return {
         name: part._asdict() if hasattr(part, "_asdict") else part
         for name, part in state._asdict().items()
+        if part is not None
     }
 
 
 def as_state(like: TrainState, items: Mapping[str, Any]) -> TrainState:
     """The state of which `items` are the parts; `like` gives their kinds."""
-    parts = {
-        name: type(part)(**items[name]) if hasattr(part, "_asdict") else items[name]
+    parts: dict[str, Any] = {
+        name: type(part)(**items[name]) if hasattr(part, "_asdict") else items.get(name)
         for name, part in like._asdict().items()
     }
     return type(like)(**parts)

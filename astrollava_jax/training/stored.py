@@ -12,6 +12,7 @@ import tensorstore
 from astrollava_jax import files
 from astrollava_jax.training import manifest
 from astrollava_jax.training.fingerprint import Fingerprint, Twin
+from astrollava_jax.training.items import OPTIONAL, by_name
 from astrollava_jax.training.steps import steps
 
 TRAINABLE = "trainable"
@@ -26,6 +27,16 @@ def open_array(step_folder: str, item: str, name: str) -> Any:
         "fill_missing_data_reads": False,  # a lost chunk is an error, no zeros
     }
     return tensorstore.open(spec, read=True).result()
+
+
+def holds(step_folder: str, item: str, like: Any) -> bool:
+    """Whether a step has an item: one that a run can do without, in the very shape of `like`."""
+    if not files.is_folder(files.join(step_folder, item)):
+        return False
+    return item not in OPTIONAL or all(
+        open_array(step_folder, *name.split("/", 1)).shape == array.shape
+        for name, array in by_name({item: like}).items()
+    )
 
 
 def fingerprint(step_folder: str, item: str, name: str) -> Fingerprint:

@@ -27,7 +27,10 @@ from astrollava_jax.training.stored import Trained
 KERNEL = "projector/kernel"
 
 
-def state(step: int = 0, spec: PartitionSpec = PartitionSpec("fsdp"), fill=None) -> TrainState:
+OVER_ALL = PartitionSpec("fsdp")
+
+
+def state(step: int = 0, spec: PartitionSpec = OVER_ALL, fill=None) -> TrainState:
     """A kernel that tells its step, over eight devices."""
     mesh = MeshConfig().build()
     numbers = np.arange(64.0, dtype=np.float32).reshape(16, 4) + step
