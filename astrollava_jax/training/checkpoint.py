@@ -237,8 +237,7 @@ class Checkpoints:
         with contextlib.suppress(OSError):
             if manifest.is_trusted(self._path(step)):
                 steps.set_aside(self.folder, step, "damaged-when-written")
-            for name in files.names(self.folder, rf"{step}(\.orbax-checkpoint-tmp.*)?"):
-                files.remove(files.join(self.folder, name))
+            steps.remove_failed(self.folder, step)
 
     def _failed(self, step: int, error: BaseException) -> SaveFailed:
         first = next(iter(str(error).splitlines()), "")[:500]
