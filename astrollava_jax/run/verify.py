@@ -25,9 +25,11 @@ class Verified:
     """Every damaged file, with what was expected and found."""
     notes: list[str] = dataclasses.field(default_factory=list)
     """What cannot be verified."""
+    known: bool = True
+    """Whether there is anything to compare it with."""
 
     def __str__(self) -> str:
-        said = "DAMAGED" if self.faults else "ok"
+        said = "DAMAGED" if self.faults else "ok" if self.known else "unknown"
         lines = [f"{said:<8} {self.path}: {self.kind}, {self.files} files, {self.bytes:,} bytes"]
         lines += [f"    {fault}" for fault in self.faults]
         lines += [f"    note: {note}" for note in self.notes]
@@ -45,7 +47,7 @@ def verify(path: str) -> Iterator[Verified]:
         raise FileNotFoundError(2, os.strerror(2), path)
     empty = True
     for found in _verified(path, DEPTH):
-        empty = False
+        empty = empty and not found.known
         yield found
     if empty:
         raise ValueError(
@@ -114,7 +116,10 @@ def _records(path: str) -> Verified:
     faults, notes = [], []
     if tfrecord.CHECKSUMS in names:
         faults = integrity.checksum_faults(path)
-    else:
+    elif any(name.endswith(tfrecord.INDEX_SUFFIX) for name in names):
+        lost = files.join(path, tfrecord.CHECKSUMS)
+        faults = [f"{lost}: expected the checksums of the files beside it, found nothing"]
+    else:  # another program wrote it
         notes = ["no checksums.json: only the checksums in the records were compared"]
     count = 0
     for name in names:
@@ -133,6 +138,9 @@ def _is_export(path: str) -> bool:
 
 def _export(path: str) -> Verified:
     names = files.walk(path)
+    if checksums.CHECKSUMS not in names:
+        note = f"no {checksums.CHECKSUMS}: there is nothing to compare it with"
+        return Verified(path, "model", len(names), _bytes(path, names), [], [note], known=False)
     try:
         stated = checksums.read_list(path)
     except ValueError as error:

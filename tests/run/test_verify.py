@@ -28,7 +28,7 @@ from astrollava_jax.training.optimizer import AdamState
 from astrollava_jax.training.state import Progress, TrainState
 from astrollava_jax.training.steps import aside
 
-TRAINED = ["projector/linear_1/kernel", "projector/linear_1/bias"]
+TRAINED = ["projector/layers_0/kernel", "projector/layers_0/bias"]
 SEEDS = range(3)
 
 
@@ -50,9 +50,11 @@ def things(tmp_path_factory) -> Path:
     write_set(str(folder / "records"), sky, name="sky", split="train", records_per_shard=4)
     base, run = open_init(InitConfig(model=str(folder / "base"))), str(folder / "run")
     frozen = [address for address in base.source.shapes if address not in TRAINED]
-    inherited = {"projector/linear_2/bias": np.arange(48, dtype=np.float32)}
+    inherited = {"projector/layers_1/bias": np.arange(48, dtype=np.float32)}
+    fresh = small_run.fresh_projector(folder / "base")
+    words = files.read_text(small_run.run_file(folder, 1, fresh, folder / "run"))
     directory.begin(
-        run, "out: run\n", base.base, base.init, TRAINED, frozen, inherited, "plain", "pad",
+        run, words, base.base, base.init, TRAINED, frozen, inherited, "plain", "pad",
         {"steps": 7, "sets": []},
     )  # fmt: skip
     checkpoints = Checkpoints(files.join(run, directory.CHECKPOINTS), keep=3)
@@ -88,12 +90,12 @@ def some_of_each_class(folder: Path) -> list[Path]:
     return [path for paths in classes.values() for path in paths[:2]]
 
 
-def damages(folder: Path) -> Iterator[tuple[str, str]]:
+def damages(folder: Path, seeds=SEEDS) -> Iterator[tuple[str, str]]:
     """Damages one file after the other, each in every way at some places, and mends it again."""
     for path in some_of_each_class(folder):
         whole = path.read_bytes()
         for damage in DAMAGES:
-            for seed in SEEDS if damage is not deleted and whole else SEEDS[:1]:
+            for seed in seeds if damage is not deleted and whole else seeds[:1]:
                 if damage is not deleted and not whole:
                     continue
                 damage(path, np.random.default_rng(seed))
@@ -102,11 +104,15 @@ def damages(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def missed(folder: Path) -> tuple[list[str], int]:
-    """The damages that `verify` does not find, or whose file it does not name; how many there were."""
+    """The damages that `verify` does not find, or whose file it does not name, and their number."""
     found, count = [], 0
     for what, name in damages(folder):
         count += 1
-        told = [fault for one in verify(str(folder)) for fault in one.faults]
+        try:
+            told = [fault for one in verify(str(folder)) for fault in one.faults]
+        except ValueError as error:
+            assert what.startswith("deleted 0 checksums.json") and "nothing here can" in str(error)
+            continue
         # A list that is gone is told by what is left, one that lies by the file of which it lies.
         if not any(name in fault or "manifest.<k>" in fault for fault in told) and not (
             told and name == checksums.CHECKSUMS
@@ -149,9 +155,9 @@ def test_every_damage_of_a_checkpoint_is_found_and_never_used(things, tmp_path):
     shutil.copytree(things / "run" / "checkpoints", folder)
     found, count = missed(folder / "7")
     assert found == [] and count > 80
-    like, before, used = state(0), state(3).trainable[TRAINED[0]], []
-    for what, _ in damages(folder / "7"):
-        kept = tmp_path / "damaged"
+    like, before, used, tried = state(0), state(3).trainable[TRAINED[0]], [], 0
+    for what, _ in damages(folder / "7", SEEDS[:1]):
+        kept, tried = tmp_path / "damaged", tried + 1
         shutil.copytree(folder / "7", kept)
         restored = Checkpoints(str(folder), keep=3, tell=[].append).restore_newest(like)
         right = restored is not None and restored.step == 3 and (
@@ -161,7 +167,7 @@ def test_every_damage_of_a_checkpoint_is_found_and_never_used(things, tmp_path):
         shutil.rmtree(folder / aside(str(folder))[0])
         kept.rename(folder / "7")
     assert used == []
-    print(f"checkpoint: {count} damages, all found, none used")
+    print(f"checkpoint: {count} damages, all found; {tried} tried, none used")
 
 
 def test_what_is_whole_is_told_in_a_line_each(things, capsys):
@@ -192,7 +198,7 @@ def test_an_export_that_was_edited_still_loads_and_only_verify_complains(things,
     (edited / "README.md").write_text("mine")
     (found,) = verify(str(edited))
     assert not found.faults and found.notes == ["README.md: has no checksum"]
-    (edited / "generation_config.json").write_text("{}")
+    (edited / "special_tokens_map.json").write_text("{}")
     (found,) = verify(str(edited))
     assert len(found.faults) == 1
     assert open_any(str(edited)).source.shapes
