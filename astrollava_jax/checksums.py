@@ -67,9 +67,14 @@ def faults(folder: str, expected: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [fault for name, entry in expected.items() if (fault := _fault(folder, name, entry))]
 
 
-def write_list(folder: str, **others: bytes) -> None:
-    """Writes `checksums.json` for all files of a folder, and for `others` that will be written."""
-    found = of_files(folder, (name for name in files.walk(folder) if name != CHECKSUMS))
+def write_list(folder: str, names: Iterable[str] | None = None, **others: bytes) -> None:
+    """Writes `checksums.json` for the files of a folder, all unless `names` says which.
+
+    `others` will be written later.
+    """
+    if names is None:
+        names = (name for name in files.walk(folder) if name != CHECKSUMS)
+    found = of_files(folder, names)
     found |= {name: of_bytes(content) for name, content in others.items()}
     files.write_bytes(files.join(folder, CHECKSUMS), canonical({"files": found}))
 

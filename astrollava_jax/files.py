@@ -248,7 +248,12 @@ def write_text(path: Where, content: str) -> None:
 
 def write_json(path: Where, content: Any) -> None:
     """Writes a JSON file whole, or not at all."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_bytes(path, as_json(content))
+
+
+def as_json(content: Any) -> bytes:
+    """What `write_json` writes."""
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 
 
 def _keep_names(folder: str) -> None:

@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train one stage, or go on with it, from a YAML file",
     "convert": "turn a model from one layout into another",
     "ask": "one answer about some pictures",
+    "verify": "compare checkpoints, exports and records with their checksums",
 }
 
 GOES_ON = ("quickstart", "train")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from astrollava_jax import files
+from astrollava_jax import checksums, files
 from astrollava_jax.params import Params, split
 from astrollava_jax.run.config import InitConfig
 from astrollava_jax.run.opening import Bases, Opened, open_any, open_init, resized
@@ -73,6 +73,7 @@ def _write(
         whole = opened.beneath.changed
         with files.publish_folder(target) as folder:
             write_adapter(folder, opened.base, opened.lora, whole, dtype=dtype, **seen)
+            checksums.write_list(folder)
         return
     # Not `opened.source`, which gives what was trained rounded to the base's dtype already.
     save(target, layout, opened.base, opened.changed or fresh, dtype=dtype, **seen)

@@ -212,6 +212,7 @@ def _adapted(beneath: Opened, lora: Lora, folder: str) -> Opened:
 
 
 def _open_run(folder: str, step: int | None, moved: InitConfig | None) -> Opened:
+    directory.check_beginning(folder)
     facts, finished = directory.read_facts(folder), directory.finished_steps(folder)
     if not finished or (step is not None and step not in finished):
         raise FileNotFoundError(

@@ -70,6 +70,7 @@ def _check_same_run(run: RunConfig) -> bool:
     if not files.exists(files.join(run.out, directory.BASE)):
         directory.check_free(run.out)
         return False
+    directory.check_beginning(run.out, only=(directory.CONFIG, directory.BASE))
     differing = changed(directory.resolved(run.out), run)
     if differing:
         raise ConfigError(

@@ -9,6 +9,8 @@ files before a step is trusted, and on the devices again after a restore.
 
 import contextlib
 import dataclasses
+import errno
+import os
 import signal
 import threading
 import time
@@ -80,7 +82,7 @@ class Checkpoints:
         self._tell = tell
         self._pending: _Pending | None = None
         self.last_good: int | None = None
-        """The newest step that was found whole, by this object."""
+        """The newest step found whole."""
         if jax.process_index() == 0:
             files.make_folder(self.folder)
             steps.clean(self.folder, tell)
@@ -93,7 +95,7 @@ class Checkpoints:
 
         Raises:
             NotFinite: if a number is not finite; nothing is written.
-            SaveFailed: if this save cannot begin, or the one before it failed.
+            SaveFailed: if it cannot begin, or the one before it failed.
         """
         items = as_items(state)
         prints, bad = fingerprint.on_devices(by_name(items))
@@ -114,8 +116,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when what was saved was found whole on the disk; raises SaveFailed if not."""
-        pending = self._pending
-        if pending is None:
+        if (pending := self._pending) is None:
             return
         pending.thread.join()
         self._pending = None
@@ -187,7 +188,7 @@ class Checkpoints:
         except Exception as error:
             self._put_away(step)
             raise self._failed(step, error) from error
-        arrays = by_name({name: items[name] for name in items if name != "progress"})
+        arrays = by_name({name: tree for name, tree in items.items() if name != "progress"})
         sizes = {address: array.nbytes for address, array in arrays.items()}
         thread = threading.Thread(
             target=self._finish,
@@ -230,18 +231,19 @@ class Checkpoints:
     def _put_away(self, step: int) -> None:
         """Leaves nothing of a save that failed, as far as the disk lets it.
 
-        Files that were written without an error, and are wrong, are evidence: they are set aside.
+        Files that were written without an error, and are wrong, are set aside: evidence.
         """
         if jax.process_index() != 0:
             return
         with contextlib.suppress(OSError):
             if manifest.is_trusted(self._path(step)):
                 steps.set_aside(self.folder, step, "damaged-when-written")
-            for name in files.names(self.folder, rf"{step}(\.orbax-checkpoint-tmp.*)?"):
-                files.remove(files.join(self.folder, name))
+            steps.remove_failed(self.folder, step)
 
     def _failed(self, step: int, error: BaseException) -> SaveFailed:
+        known = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)]
         first = next(iter(str(error).splitlines()), "")[:500]
+        first = next((reason for reason in known if reason in str(error)), first)
         good = "none" if self.last_good is None else self._path(self.last_good)
         return SaveFailed(
             f"{self._path(step)}: this checkpoint could not be saved ({type(error).__name__}: "

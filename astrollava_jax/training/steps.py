@@ -8,6 +8,7 @@
 import contextlib
 import itertools
 import re
+import time
 from collections.abc import Callable, Sequence
 
 from astrollava_jax import files
@@ -73,6 +74,21 @@ def clean(folder: str, tell: Tell) -> None:
         )
 
 
+def remove_failed(folder: str, step: int) -> None:
+    """Removes all that a save which failed has left under a step's name.
+
+    Threads of Orbax may still write there, and make again what is gone: hence the patience.
+    """
+    for _ in range(20):
+        left = files.names(folder, rf"{step}(\.orbax-checkpoint-tmp.*)?")
+        for name in left:
+            with contextlib.suppress(OSError):
+                files.remove(files.join(folder, name))
+        if not left:
+            return
+        time.sleep(0.1)
+
+
 def prune(folder: str, keep: int, keep_seconds: float | None) -> None:
     """Removes good steps beyond the newest `keep`, but one per `keep_seconds`, and unfinished ones.
 
@@ -95,8 +111,8 @@ def spaced(times: dict[int, int], seconds: float) -> list[int]:
     What stays once, stays: the choice goes from the oldest on.
     """
     stays: list[int] = []
-    for step, time in sorted(times.items()):
-        if not stays or time - times[stays[-1]] >= seconds:
+    for step, saved_at in sorted(times.items()):
+        if not stays or saved_at - times[stays[-1]] >= seconds:
             stays.append(step)
     return stays
 
