@@ -20,7 +20,7 @@ from astrollava_jax.config import load, parse
 from astrollava_jax.data.image import Mode
 from astrollava_jax.run.arrays import Arrays, write_arrays
 from astrollava_jax.run.config import InitConfig, RunConfig
-from astrollava_jax.training.checkpoint import steps
+from astrollava_jax.training.steps import steps
 from astrollava_jax.weights.source import Source
 
 BASE, CONFIG, CHECKPOINTS = "base.json", "config.yaml", "checkpoints"

@@ -15,7 +15,7 @@ from astrollava_jax.run import directory
 from astrollava_jax.run.arrays import Chosen, Merged
 from astrollava_jax.run.config import InitConfig, RunConfig
 from astrollava_jax.sharding import place
-from astrollava_jax.training.checkpoint import Trained
+from astrollava_jax.training.stored import Trained
 from astrollava_jax.weights.adapted import Adapted, Kernels, Lora
 from astrollava_jax.weights.directory import join, open_model
 from astrollava_jax.weights.llava import DECODER, TOWER
@@ -226,7 +226,7 @@ def _open_run(folder: str, step: int | None, moved: InitConfig | None) -> Opened
     base = open_init(init)
     directory.check_base(folder, base.base)
     taken, total = finished[-1] if step is None else step, facts["data"]["steps"]
-    trained = Trained(files.join(folder, directory.CHECKPOINTS), taken)
+    trained = Trained(files.join(folder, directory.CHECKPOINTS), taken, facts["trained"])
     arrays = Merged(trained, directory.read_inherited(folder))
     adapters = {address for address in arrays if address.endswith((f"/{LORA_A}", f"/{LORA_B}"))}
     changed = Chosen(arrays, set(arrays) - adapters)

@@ -153,6 +153,18 @@ def _open_sets(folders: Sequence[str]) -> list[TFRecordSource]:
     return sources
 
 
+def record_names(data: Data, step: int) -> list[str]:
+    """The ids of a step's records, of all processes; of one that cannot be read, its place."""
+
+    def name(record: int) -> str:
+        try:
+            return data.reader.read(record).id
+        except (ValueError, OSError):
+            return data.reader.where(record)
+
+    return [name(record) for record in data.plan.records(step)]
+
+
 def deliveries(data: Data, stage: Stage, start: int) -> Iterator[Delivery]:
     """The batches from step `start` on, on the devices."""
     with _pipeline(data, stage, stage.micro_batches).batches(start) as batches:

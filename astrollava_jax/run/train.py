@@ -1,6 +1,7 @@
 """`train`: one stage from its config to its last checkpoint; it resumes by itself."""
 
 import contextlib
+import functools
 import logging
 
 import jax
@@ -19,12 +20,14 @@ from astrollava_jax.run.records import (
     deliveries,
     evaluation_batches,
     of_all,
+    record_names,
 )
+from astrollava_jax.run.recovery import Recovery
 from astrollava_jax.run.stage import Model, Stage, abstract_state
 from astrollava_jax.sharding import agree
 from astrollava_jax.training.checkpoint import Checkpoints
 from astrollava_jax.training.flops import Work, peak_flops, sizes_of, useful_flops
-from astrollava_jax.training.hooks import Evaluate, Guard, Log, Save
+from astrollava_jax.training.hooks import BadSteps, Evaluate, Guard, Log, Save
 from astrollava_jax.training.loop import Event, Hook
 from astrollava_jax.training.loop import train as run_loop
 from astrollava_jax.training.metrics import JsonLines, TensorBoard, read_log
@@ -75,16 +78,22 @@ def _run(console: Console, run: RunConfig, ready: Ready, params: Params, heart: 
     """Trains from the newest checkpoint, or from the beginning, to the end."""
     stage, data = ready.stage, ready.data
     total = data.plan.total_steps
-    checkpoints = Checkpoints(files.join(run.out, directory.CHECKPOINTS), run.checkpoint.keep)
+    folder, kept = files.join(run.out, directory.CHECKPOINTS), run.checkpoint
+    checkpoints = Checkpoints(folder, kept.keep, kept.keep_seconds, tell=console.print)
     with stage.active(), Stop(run.preemption) as stop:
-        newest = agree(checkpoints.latest())
-        if newest is None:
+        restored = checkpoints.restore_newest(abstract_state(stage, run))
+        if restored is not None:
+            state, progress = restored.state, restored.progress
+            console.print(f"going on after step {restored.step} of {total}")
+        elif all(address in params for address in stage.model.trainable):
             trainable = {address: params.pop(address) for address in stage.model.trainable}
-            state, progress = TrainState(trainable, stage.init_optimizer(trainable)), Progress()
+            state, progress = stage.begin(trainable), Progress()
         else:
-            state, progress = checkpoints.restore(newest, abstract_state(stage, run))
-            console.print(f"going on after step {newest} of {total}")
-        if progress.step >= total:
+            raise ValueError(
+                f"{folder}: no good checkpoint is left, all are set aside there under names that "
+                "say why; start again to train from the beginning"
+            )
+        if progress.position >= total:
             console.print(f"{run.out}: complete, all {total} steps are done")
             checkpoints.close()
             return
@@ -98,13 +107,17 @@ def _run(console: Console, run: RunConfig, ready: Ready, params: Params, heart: 
             if evaluate is not None:
                 evaluate.make_up(progress.step, state, _evaluated(run, progress.step))
             # The log tells of the checkpoint made before it.
-            hooks: list[Hook] = [Guard(run.bad_records.max_fraction, data.samples)]
+            hooks: list[Hook] = [
+                Guard(run.bad_records.max_fraction, data.samples),
+                BadSteps(run.bad_numbers.max_in_row),
+            ]
             hooks += [] if evaluate is None else [heart.watched("evaluate", evaluate)]
             hooks += [heart.watched("checkpoint", save)]
             hooks += [] if log is None else [heart.watched("log", log)]
             told = all_told(source, stage)
-            run_loop(
-                stage.step, state, params, told, hooks, progress, total, heart, stop,
+            recover = _recovery(console, run, stage, data, checkpoints, log)
+            _, progress = run_loop(
+                stage.step, state, params, told, hooks, progress, total, recover, heart, stop,
                 heart.watched("checkpoint", save.now),
             )  # fmt: skip
         finally:
@@ -113,7 +126,22 @@ def _run(console: Console, run: RunConfig, ready: Ready, params: Params, heart: 
                 log.close()
             heart.beat("checkpoint", "the last one")
             checkpoints.close()
-    console.print(f"{run.out}: complete, {total} steps; checkpoint {checkpoints.last_good}")
+    bad = f", {progress.bad} of them bad" if progress.bad else ""
+    console.print(f"{run.out}: complete, {total} steps{bad}; checkpoint {checkpoints.last_good}")
+
+
+def _recovery(
+    console: Console, run: RunConfig, stage: Stage, data: Data, checkpoints: Checkpoints,
+    log: Log | None,
+) -> Recovery:  # fmt: skip
+    return Recovery(
+        checkpoints=checkpoints,
+        like=abstract_state(stage, run),
+        max_in_row=run.bad_numbers.max_in_row,
+        records=functools.partial(record_names, data),
+        log=log or (lambda event: None),
+        tell=console.print,
+    )
 
 
 def _evaluate(
@@ -173,6 +201,7 @@ def _log(
         first_group=run.optimizer.groups[0].name,
         checkpoints=checkpoints,
         work=_utilisation(stage.model, data),
+        records=functools.partial(record_names, data),
     )
 
 
