@@ -256,6 +256,8 @@ def _waking(arrived: list[int]) -> Iterator[int]:
         yield reader
     finally:
         signal.set_wakeup_fd(-1)
+        for number in STOPPING:  # what is to be said is decided
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _waiting(facts: dict[str, Any]) -> str:

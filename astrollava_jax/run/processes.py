@@ -35,11 +35,11 @@ PACKAGES = (
 JOINING_SECONDS = 600
 """In which all processes must have been started."""
 
-GONE = (
-    "gloo", "nccl", "connection closed by peer", "connection reset by peer", "socket closed",
-    "coordination service", "heartbeat", "barrier", "distributed service",
-)  # fmt: skip
-"""What errors say that come of another process's end."""
+GONE = ("gloo", "connection reset by peer", "coordination service", "distributed service")
+"""What errors say that come of another process's end; JAX raises them as ValueError too,"""
+
+GONE_IN_JAX = ("unavailable", "deadline_exceeded", "barrier", "heartbeat", "nccl", "socket closed")
+"""and these as its own error only."""
 
 
 class PeerGone(Resumable):
@@ -178,7 +178,8 @@ def _of_a_peer(error: BaseException | None) -> bool:
     """Whether an error comes of another process's end, in whichever library it is met."""
     while error is not None:
         told = str(error).lower()
-        if isinstance(error, jax.errors.JaxRuntimeError) and any(sign in told for sign in GONE):
+        signs = GONE + GONE_IN_JAX * isinstance(error, jax.errors.JaxRuntimeError)
+        if any(sign in told for sign in signs):
             return True
         error = error.__cause__ or error.__context__
     return False

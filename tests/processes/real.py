@@ -68,7 +68,7 @@ class Processes:
         self.out = out
         address = f"127.0.0.1:{free_port()}"
         self.processes: list[subprocess.Popen] = []
-        self._told = []
+        self._told: list[Path] = []
         for number in range(count):
             words = {"out": out, **overrides, **each.get(number, {})}
             command = [sys.executable, "-m", "astrollava_jax", "train", file]
@@ -82,11 +82,11 @@ class Processes:
                     "ASTROLLAVA_PROCESSES": str(count),
                     "ASTROLLAVA_PROCESS": str(number),
                 }
-            told = (out.parent / f"{out.name}.{number}.{time.time_ns()}.told").open("w+b")
-            self._told.append(told)
-            self.processes.append(
-                subprocess.Popen(command, env=around, stdout=told, stderr=subprocess.STDOUT)
-            )
+            self._told.append(out.parent / f"{out.name}.{number}.{time.time_ns()}.told")
+            with self._told[-1].open("wb") as told:
+                self.processes.append(
+                    subprocess.Popen(command, env=around, stdout=told, stderr=subprocess.STDOUT)
+                )
 
     def __enter__(self) -> "Processes":
         return self
@@ -123,12 +123,17 @@ class Processes:
             lambda: any(line["step"] >= step and "loss" in line for line in self.lines()), seconds
         )
 
-    def wait_until(self, come: Callable[[], bool], seconds: float = 120.0) -> None:
-        """Returns once something has come; raises when a process ends before, or time does."""
+    def wait_until(
+        self, come: Callable[[], bool], seconds: float = 120.0, *, ending: bool = False
+    ) -> None:
+        """Returns once something has come; raises when time is over, or a process.
+
+        With `ending`, processes may end.
+        """
         end = time.monotonic() + seconds
         while not come():
             ended = [p.returncode for p in self.processes if p.poll() is not None]
-            assert not ended, f"ended with {ended}:\n" + "\n".join(self.told())
+            assert ending or not ended, f"ended with {ended}:\n" + "\n".join(self.told())
             assert time.monotonic() < end, "nothing came:\n" + "\n".join(self.told())
             time.sleep(0.005)
 
@@ -143,9 +148,7 @@ class Processes:
 
     def told(self) -> list[str]:
         """What each process has said so far."""
-        for handle in self._told:
-            handle.flush()
-        return [Path(handle.name).read_text(errors="replace") for handle in self._told]
+        return [path.read_text(errors="replace") for path in self._told]
 
     def ended(self, seconds: float = 120.0) -> list[Ended]:
         """Waits for the end of all."""
