@@ -53,8 +53,10 @@ def number_of_workers(run: RunConfig) -> int:
     return min(MOST_WORKERS, max(0, (os.cpu_count() or 1) - 1))
 
 
-def training_data(run: RunConfig, tokenizer: Tokenizer, facts: ImageFacts, multiple: int) -> Data:
-    """The run's mixture, measured and planned.
+def training_data(
+    run: RunConfig, tokenizer: Tokenizer, facts: ImageFacts, multiple: int, keep: bool = True
+) -> Data:
+    """The run's mixture, measured and planned; `keep` writes what was measured into `out`.
 
     Raises:
         ValueError: if a set, a sample or the batch cannot be used as the run says.
@@ -68,6 +70,7 @@ def training_data(run: RunConfig, tokenizer: Tokenizer, facts: ImageFacts, multi
         allow_unlearned=run.bad_records.unlearned,
         allow_unreadable=run.bad_records.max_fraction,
         show=True,
+        keep=keep,
     )
     mixture = Mixture(
         [part.source for part in reader.parts], [data.weight for data in run.data], run.seed
@@ -91,7 +94,7 @@ def stretched(run: RunConfig, data: Data, factor: int, multiple: int) -> tuple[R
 
 
 def held_out_data(
-    run: RunConfig, tokenizer: Tokenizer, facts: ImageFacts, rows: int
+    run: RunConfig, tokenizer: Tokenizer, facts: ImageFacts, rows: int, keep: bool = True
 ) -> Data | None:
     """The held-out records in their own order, one pass, as many rows per step as in training."""
     if run.evaluate is None:
@@ -108,6 +111,7 @@ def held_out_data(
         files.join(run.out, "plan"),
         allow_unlearned=run.bad_records.unlearned,
         allow_unreadable=run.bad_records.max_fraction,
+        keep=keep,
     )
     batch = BatchConfig(
         rows=rows,

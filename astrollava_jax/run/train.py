@@ -41,7 +41,7 @@ def train(run: RunConfig, *, bases: opening.Bases = (), dry: bool = False) -> No
     Args:
         run: the run.
         bases: where the base of `run.out` stands now, if it moved.
-        dry: print the plan and one batch instead.
+        dry: print the plan and one batch instead; nothing is written.
 
     Raises:
         ValueError, FileNotFoundError: the user's mistakes, each with what to do.
@@ -63,7 +63,7 @@ def train(run: RunConfig, *, bases: opening.Bases = (), dry: bool = False) -> No
     fresh = fresh_addresses(run, model, opened)
     mesh = run.mesh.build()
     tokenizer = _tokenizer(opened, config)
-    data = training_data(run, tokenizer, config.image_facts, rows_unit(run, mesh))
+    data = training_data(run, tokenizer, config.image_facts, rows_unit(run, mesh), keep=not dry)
     _warn(console, data)
     stage = build(
         run,
@@ -74,7 +74,7 @@ def train(run: RunConfig, *, bases: opening.Bases = (), dry: bool = False) -> No
         updates=data.plan.total_steps,
     )
     rows = data.plan.rows // stage.micro_batches
-    held_out = held_out_data(run, tokenizer, config.image_facts, rows)
+    held_out = held_out_data(run, tokenizer, config.image_facts, rows, keep=not dry)
     if dry:
         dry_run.show(console, run, stage, data, held_out, fresh)
         return
