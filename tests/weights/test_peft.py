@@ -214,6 +214,21 @@ def test_an_adapter_over_a_wrong_base_is_told_in_one_sentence(adapter, tmp_path)
     assert "\n" not in told and "expected [64, 32], found [48, 32]" in told
 
 
+def test_why_no_adapter_is_written_is_said(base, adapter, tmp_path):
+    said = f"its base has another image size or grid than {base} has; write full weights with"
+    with pytest.raises(ValueError, match=said):
+        convert(adapter[0], tmp_path / "again", "peft", bases=[str(base)], image_size=42)
+    model = tiny_llava.torch_model()
+    written = tiny.write_hf(tmp_path / "mixed", model, dtype=torch.float32)
+    name = "language_model.model.norm.weight"
+    mixed = written | {name: written[name].double()}
+    safetensors.torch.save_file(mixed, tmp_path / "mixed" / "model.safetensors")
+    with pytest.raises(
+        ValueError, match=r"its base is not as .*/mixed is: 1 tensor\(s\) are float64"
+    ):
+        convert(adapter[0], tmp_path / "again", "peft", bases=[str(tmp_path / "mixed")])
+
+
 def test_numbers_that_are_none_are_not_merged(base, adapter, tmp_path):
     shutil.copytree(adapter[0], tmp_path / "lora")
     path = tmp_path / "lora" / "adapter_model.safetensors"
