@@ -1,7 +1,7 @@
 """From a path to a model, whatever its layout: original files, or a run over its base."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -54,6 +54,27 @@ class Opened:
             return self
         changed = Merged(self.lora.arrays, self.beneath.changed)
         return dataclasses.replace(self.beneath, changed=changed)
+
+    def rounded(self, addresses: Collection[str]) -> "Opened":
+        """The same model, some of its merged kernels rounded once to the base's dtype.
+
+        So a run that freezes them trains on what its exports hold, keeps no more than the base's
+        room for them, and goes on from the numbers with which it began.
+        """
+        assert self.lora is not None and self.beneath is not None
+
+        def dtype(address: str) -> np.dtype:
+            return self.base.dtype(address) if address in addresses else np.dtype(np.float32)
+
+        kernels = self.beneath.with_adapters(self.lora, dtype)
+        return dataclasses.replace(self, changed=Merged(kernels, self.beneath.changed))
+
+    def with_adapters(
+        self, lora: Lora, dtype: Callable[[str], np.dtype] | None = None
+    ) -> Mapping[str, Any]:
+        """Kernels with adapters added to what they are in full precision; float32 unless said."""
+        precise = Overlay(self.base, self.changed, "", dtype=np.float32)
+        return Kernels(precise, lora, dtype)
 
 
 def read_params(
@@ -220,11 +241,10 @@ def _open_original(init: InitConfig, said: str) -> Opened:
 
 def _adapted(beneath: Opened, lora: Lora, folder: str) -> Opened:
     """A model with adapters merged into its kernels."""
-    precise = Overlay(beneath.base, beneath.changed, folder, dtype=np.float32)
     return dataclasses.replace(
         beneath,
         source=Adapted(beneath.source, lora, folder),
-        changed=Merged(Kernels(precise, lora), beneath.changed),
+        changed=Merged(beneath.with_adapters(lora), beneath.changed),
         lora=lora,
         beneath=beneath,
     )
