@@ -31,8 +31,8 @@ class Ready:
     held_out: Data | None
 
 
-def get_ready(console: Console, run: RunConfig, bases: opening.Bases) -> Ready:
-    """Opens and plans everything; nothing is written but the lengths of the records."""
+def get_ready(console: Console, run: RunConfig, bases: opening.Bases, *, keep: bool) -> Ready:
+    """Opens and plans everything; `keep` writes the lengths of the records, and nothing else."""
     processes.alike({"config": plain(run), **processes.machine()})
     same = processes.first(lambda: _check_same_run(run))
     reopened = opening.reopen(run, bases) if same else None
@@ -49,7 +49,7 @@ def get_ready(console: Console, run: RunConfig, bases: opening.Bases) -> Ready:
     fresh = fresh_addresses(run, model, opened)
     mesh = run.mesh.build()
     tokenizer = _tokenizer(opened, config)
-    data = training_data(run, tokenizer, config.image_facts, rows_unit(run, mesh))
+    data = training_data(run, tokenizer, config.image_facts, rows_unit(run, mesh), keep=keep)
     processes.alike({"data": data.facts, "tokenizer": tokenizer.fingerprint()})
     _warn(console, data)
     stage = build(
@@ -61,7 +61,7 @@ def get_ready(console: Console, run: RunConfig, bases: opening.Bases) -> Ready:
         updates=data.plan.total_steps,
     )
     rows = data.plan.rows // stage.micro_batches
-    held_out = held_out_data(run, tokenizer, config.image_facts, rows)
+    held_out = held_out_data(run, tokenizer, config.image_facts, rows, keep=keep)
     return Ready(opened, going_on, fresh, stage, data, held_out)
 
 

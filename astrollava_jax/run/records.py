@@ -55,15 +55,17 @@ def number_of_workers(run: RunConfig) -> int:
     return min(MOST_WORKERS, max(0, (os.cpu_count() or 1) - 1))
 
 
-def training_data(run: RunConfig, tokenizer: Tokenizer, facts: ImageFacts, multiple: int) -> Data:
-    """The run's mixture, measured and planned.
+def training_data(
+    run: RunConfig, tokenizer: Tokenizer, facts: ImageFacts, multiple: int, keep: bool = True
+) -> Data:
+    """The run's mixture, measured and planned; `keep` writes what was measured into `out`.
 
     Raises:
         ValueError: if a set, a sample or the batch cannot be used as the run says.
     """
     reader = make_reader(run.data, tokenizer, facts, run.batch.length)
     workers = number_of_workers(run)
-    lengths = _measured(run, reader, workers=workers, show=True)
+    lengths = _measured(run, reader, workers=workers, show=True, keep=keep)
     mixture = Mixture(
         [part.source for part in reader.parts], [data.weight for data in run.data], run.seed
     )
@@ -104,7 +106,7 @@ def stretched(run: RunConfig, data: Data, factor: int, multiple: int) -> tuple[R
 
 
 def held_out_data(
-    run: RunConfig, tokenizer: Tokenizer, facts: ImageFacts, rows: int
+    run: RunConfig, tokenizer: Tokenizer, facts: ImageFacts, rows: int, keep: bool = True
 ) -> Data | None:
     """The held-out records in their own order, one pass, as many rows per step as in training."""
     if run.evaluate is None:
@@ -116,7 +118,7 @@ def held_out_data(
         image=run.evaluate.image or first.image,
     )
     reader = make_reader([config], tokenizer, facts, run.batch.length)
-    lengths = _measured(run, reader)
+    lengths = _measured(run, reader, keep=keep)
     batch = BatchConfig(
         rows=rows,
         length=run.batch.length,

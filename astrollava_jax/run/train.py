@@ -44,7 +44,7 @@ def train(run: RunConfig, *, bases: opening.Bases = (), dry: bool = False) -> No
     Args:
         run: the run.
         bases: where the base of `run.out` stands now, if it moved.
-        dry: print the plan and one batch instead.
+        dry: print the plan and one batch instead; nothing is written.
 
     Raises:
         ValueError, FileNotFoundError: the user's mistakes, each with what to do.
@@ -58,7 +58,7 @@ def train(run: RunConfig, *, bases: opening.Bases = (), dry: bool = False) -> No
         heart.processes = jax.process_count()
         console = Console(soft_wrap=True, markup=False, quiet=jax.process_index() > 0)
         with processes.failing_together():
-            ready = get_ready(console, run, bases)
+            ready = get_ready(console, run, bases, keep=not dry)
             stage, data = ready.stage, ready.data
             if dry:
                 dry_run.show(console, run, stage, data, ready.held_out, ready.fresh)

@@ -232,7 +232,7 @@ def test_what_convert_refuses(folder, refused):
     )
     said = refused("convert", "--vision", folder / "llm", "--llm", folder / "llm", gone,
                    "--layout", "hf")  # fmt: skip
-    assert f"{folder}/llm: expected the layout tower, found decoder" in said
+    assert f"{folder}/llm: expected the directory of a vision tower, found a bare decoder" in said
     assert not gone.exists()
 
 
