@@ -7,6 +7,7 @@ shared.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 
 import grain
@@ -20,15 +21,18 @@ from grain.experimental import (
 
 from astrollava_jax.batch import Batch
 from astrollava_jax.data import workers as worker_processes
+from astrollava_jax.data.faults import Fault, StorageError
 from astrollava_jax.data.pack import RunPlan
 from astrollava_jax.data.rows import Row, RowBuilder
-from astrollava_jax.data.samples import Fault, Reader
+from astrollava_jax.data.samples import Reader
 
 _BATCHES_AHEAD = 2
 _ROWS_AHEAD = 2
 """Per worker: enough to keep it busy, few enough for the shared memory of a container."""
 
 _THREADS = 2
+_DEAD_WORKER = "Worker process was terminated unexpectedly with (exit code -?[0-9]+)"
+"""What Grain says of it, within a second."""
 _SMALLEST_SHARED_BYTES = 1 << 16
 
 
@@ -121,7 +125,7 @@ class Batches(Iterator[StepData]):
         if self._steps is None or self._step >= self._plan.total_steps:
             self.close()
             raise StopIteration
-        rows = next(self._steps)
+        rows = self._next(self._steps)
         self._step += 1
         return StepData(
             batch=rows.arrays,
@@ -129,6 +133,23 @@ class Batches(Iterator[StepData]):
             faults=list(rows.faults),
             filled=self._plan.filled(self._step - 1),
         )
+
+    def _next(self, steps: ThreadPrefetchDatasetIterator) -> Row:
+        """The rows of the next step.
+
+        Raises:
+            StorageError, FileNotFoundError: if records cannot be read any more.
+            WorkerDied: if a worker did.
+        """
+        try:
+            return next(steps)
+        except (StorageError, FileNotFoundError) as error:
+            raise type(error)(str(error)) from None  # not with the frames of another process
+        except RuntimeError as error:
+            found = re.search(_DEAD_WORKER, str(error))
+            if found is None:
+                raise
+            raise worker_processes.WorkerDied(found[1]) from None
 
     def __enter__(self) -> "Batches":
         return self

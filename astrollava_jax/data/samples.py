@@ -32,18 +32,6 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fault:
-    """A record that could not be used as it should have been."""
-
-    record: str
-    """Its id, empty where it could not be read."""
-    where: str
-    why: str
-    damaged: bool = False
-    """Whether its bytes are at fault; else its template, or the row's length, refuses it."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Words:
     """A sample as the decoder sees it, with two positions per image.
 
@@ -145,7 +133,8 @@ class Reader:
         """The record.
 
         Raises:
-            ValueError: if its bytes are damaged or no Example.
+            RecordError: if its bytes are damaged or no Example.
+            StorageError, FileNotFoundError: if it cannot be read at all, in some half a minute.
         """
         part, number = self._locate(record)
         return example.decode(part.source[number])
