@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -178,6 +179,7 @@ def _deliver(found: StepData, samples: int, stage: Stage) -> Delivery:
         attended=int((found.batch.positions[filled] + 1).sum()) * jax.process_count(),
         filled=found.filled,
         faults=_told(found),
+        fault_kinds=dict(Counter(fault.kind for fault in found.faults)),
     )
 
 

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from astrollava_jax.sharding import agree
 from astrollava_jax.training.checkpoint import Checkpoints
-from astrollava_jax.training.loop import Event
+from astrollava_jax.training.loop import Delivery, Event
 from astrollava_jax.training.metrics import JsonLines, TensorBoard
 from astrollava_jax.training.state import TrainState
 
@@ -165,8 +165,14 @@ class Log:
             "packing": event.delivery.filled,
             "skipped_records": event.progress.skipped,
             "last_good_checkpoint": self._checkpoints.last_good,
-            **({"faults": list(event.delivery.faults)} if event.delivery.faults else {}),
+            **_faults(event.delivery),
         }
+
+
+def _faults(delivery: Delivery) -> dict[str, Any]:
+    if not delivery.faults:
+        return {}
+    return {"faults": list(delivery.faults), "fault_kinds": dict(delivery.fault_kinds)}
 
 
 def _line(facts: dict[str, Any], total: int) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +26,8 @@ class Delivery:
     """Part of all positions, empty rows counted, that holds something."""
     faults: Sequence[str]
     """Records that could not be read, each with its reason; their loss is off."""
+    fault_kinds: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """How many of them are of which kind."""
 
 
 @dataclasses.dataclass(frozen=True)
