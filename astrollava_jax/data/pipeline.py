@@ -9,6 +9,7 @@ shared.
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -18,6 +19,7 @@ from grain.experimental import (
     ThreadPrefetchDatasetIterator,
     WithOptionsIterDataset,
 )
+from jaxtyping import Int32, UInt8
 
 from astrollava_jax.batch import Batch
 from astrollava_jax.data import workers as worker_processes
@@ -33,7 +35,10 @@ _ROWS_AHEAD = 2
 _THREADS = 2
 _DEAD_WORKER = "Worker process was terminated unexpectedly with (exit code -?[0-9]+)"
 """What Grain says of it, within a second."""
-_SMALLEST_SHARED_BYTES = 1 << 16
+_SMALLEST_SHARED_BYTES = 1 << 10
+"""Of an array that a worker hands over in shared memory. The pipe (64 KiB) must hold what is left
+of two or three rows: a worker that is killed while it waits for room in the pipe leaves half a row
+there, and the reader waits for the rest without end (seen at a length of 2048)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,15 +179,37 @@ class _PlannedRow:
     first_row: int
     local_rows: int
 
-    def __call__(self, number: int) -> Row:
+    def __call__(self, number: int) -> "_Sent":
         step, row = divmod(number, self.local_rows)
-        return self.build_row(self.plan.row(step, self.first_row + row))
+        return _Sent.of(self.build_row(self.plan.row(step, self.first_row + row)))
 
 
-def _stack(rows: Sequence[Row]) -> Row:
+class _Sent(NamedTuple):
+    """A row on its way between processes: each of its arrays costs a piece of shared memory."""
+
+    numbers: Int32[np.ndarray, " n"]
+    """All fields but the pictures, one behind the other."""
+    sizes: tuple[int, ...]
+    images: UInt8[np.ndarray, "I h w 3"]
+    records: tuple[tuple[int, str], ...]
+    faults: tuple[Fault, ...]
+
+    @classmethod
+    def of(cls, row: Row) -> "_Sent":
+        fields = [field for field in row.arrays if field is not row.arrays.images]
+        sizes = tuple(map(len, fields))
+        return cls(np.concatenate(fields), sizes, row.arrays.images, row.records, row.faults)
+
+    def arrays(self) -> Batch:
+        fields = np.split(self.numbers, np.cumsum(self.sizes)[:-1])
+        fields.insert(Batch._fields.index("images"), self.images)
+        return Batch(*fields)
+
+
+def _stack(rows: Sequence[_Sent]) -> Row:
     """Many rows as one, their arrays with the leading dimension of `Batch`."""
     return Row(
-        arrays=Batch(*(np.stack(field) for field in zip(*(row.arrays for row in rows)))),
+        arrays=Batch(*(np.stack(field) for field in zip(*(row.arrays() for row in rows)))),
         records=tuple(record for row in rows for record in row.records),
         faults=tuple(fault for row in rows for fault in row.faults),
     )

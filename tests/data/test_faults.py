@@ -4,6 +4,7 @@ import dataclasses
 import os
 import struct
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from astrollava_jax.data.tfrecord import masked_crc32c, write_set
 COUNT = 24
 
 
-def written(folder, examples, template="plain", length=16) -> Reader:
+def written(folder, examples, template: Any = "plain", length=16) -> Reader:
     write_set(folder / "set", examples, name="sky", split="train", records_per_shard=8)
     parts = [Part(TFRecordSource(folder / "set"), template)]
     return Reader(parts, small_set.tokenizer(folder), small_set.FACTS, length)
@@ -140,7 +141,7 @@ def test_control_characters_are_text_like_any_other(tmp_path):
 def test_half_a_character_is_neither_written_nor_read(field):
     half = "star \ud83d"
     turns = (Turn("human", half if field == "text" else "a"),)
-    names = {"id": "sky"} | ({field: half} if field != "text" else {})
+    names: dict[str, Any] = {"id": "sky"} | ({field: half} if field != "text" else {})
     with pytest.raises(ValueError, match=r"expected text that UTF-8 can write.*'\\ud83d', at 5"):
         encode(Example(turns=turns, **names))
     raw = example_module._write_features({"id": [half.encode("utf-8", "surrogatepass")]})
