@@ -142,14 +142,18 @@ def test_errors_travel_between_processes():
 # Workers that die
 
 
-def test_a_worker_that_is_killed_ends_the_run_soon(reader, tmp_path):
+def test_a_worker_that_is_killed_ends_the_run_soon(tmp_path):
+    """Also while it waits for room in the pipe, with rows that are longer than the pipe."""
+    reader = small_set.reader(tmp_path / "sky", length=8192)
     mixture = Mixture([part.source for part in reader.parts], [1.0])
     lengths = measure(reader, tmp_path / "plan")
-    plan = RunPlan(mixture, lengths, BatchConfig(samples=8, length=16), epochs=40)
+    batch = BatchConfig(samples=8, length=8192, packing=False)
+    plan = RunPlan(mixture, lengths, batch, epochs=40)
     with Pipeline(plan, reader, workers=2).batches() as batches:
         next(batches)
         (victim, *_) = multiprocessing.active_children()
         assert victim.pid is not None
+        time.sleep(1)  # now all that it may make ahead is made
         os.kill(victim.pid, signal.SIGKILL)
         begun = time.monotonic()
         with pytest.raises(WorkerDied, match=r"exit code -9.*memory"):
