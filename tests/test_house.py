@@ -44,6 +44,7 @@ MAY_IMPORT = {
 
 DATA_PREP_MAY_IMPORT = (
     "data.example",
+    "data.faults",
     "data.tfrecord",
     "data.image",
     "files",

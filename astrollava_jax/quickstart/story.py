@@ -72,7 +72,6 @@ class Comparison:
 class Facts:
     """Everything that the page is made of."""
 
-    folder: str
     cores: int
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     """By chapter, over all starts."""
@@ -96,7 +95,7 @@ def write(path: str, facts: Facts) -> None:
     _curves(page, facts)
     _pictures(page, facts)
     _export(page, facts)
-    page.section("Where everything is").text(f"Below {facts.folder}:").files(FILES)
+    page.section("Where everything is").text("In the folder of this page:").files(FILES)
     _times(page, facts)
     page.write(path)
 

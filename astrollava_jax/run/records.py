@@ -177,10 +177,12 @@ def deliveries(data: Data, stage: Stage, start: int) -> Iterator[Delivery]:
 def all_told(deliveries: Iterator[Delivery], stage: Stage) -> Iterator[Delivery]:
     """The same; every process is told of the faults of all. From the main thread only."""
     for delivery in deliveries:
-        yield dataclasses.replace(delivery, faults=of_all(delivery.faults, stage))
+        pairs = of_all([*zip(delivery.faults, delivery.fault_kinds)], stage)
+        faults, kinds = [fault for fault, _ in pairs], [kind for _, kind in pairs]
+        yield dataclasses.replace(delivery, faults=faults, fault_kinds=kinds)
 
 
-def of_all(faults: Sequence[str], stage: Stage) -> list[str]:
+def of_all(faults: Sequence[Any], stage: Stage) -> list[Any]:
     """The faults that all processes met in their rows; those of rows that several took, once."""
     if jax.process_count() == 1:
         return list(faults)
@@ -219,6 +221,7 @@ def _deliver(found: StepData, plan: RunPlan, step: int, stage: Stage) -> Deliver
         attended=int((lengths * (lengths + 1) // 2).sum()),
         filled=found.filled,
         faults=_told(found),
+        fault_kinds=[fault.kind for fault in found.faults],
     )
 
 

@@ -1,6 +1,7 @@
 """What happens after a step: guards, held-out loss, checkpoints, the log. None knows another."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from astrollava_jax.sharding import agree
 from astrollava_jax.training import anomaly
 from astrollava_jax.training.checkpoint import Checkpoints, NotFinite
-from astrollava_jax.training.loop import Diverged, Event
+from astrollava_jax.training.loop import Delivery, Diverged, Event
 from astrollava_jax.training.metrics import JsonLines, TensorBoard
 from astrollava_jax.training.state import TrainState
 
@@ -234,7 +235,7 @@ class Log:
             "skipped_records": event.progress.skipped,
             "bad_steps": event.progress.bad,
             "last_good_checkpoint": self._checkpoints.last_good,
-            **({"faults": list(event.delivery.faults)} if event.delivery.faults else {}),
+            **_faults(event.delivery),
             **({"bad": self._bad(event)} if metrics["bad"] != anomaly.GOOD else {}),
             **({} if event.rolled_back is None else {"rolled_back_to": event.rolled_back}),
         }
@@ -257,6 +258,12 @@ def _bad_line(facts: dict[str, Any], event: Event) -> str:
         f"{facts['bad']['why']}; bad steps so far: {facts['bad_steps']}, in a row: "
         f"{event.progress.bad_in_row}; records: {', '.join(records[:10])}{more}"
     )
+
+
+def _faults(delivery: Delivery) -> dict[str, Any]:
+    if not delivery.faults:
+        return {}
+    return {"faults": list(delivery.faults), "fault_kinds": dict(Counter(delivery.fault_kinds))}
 
 
 def _line(facts: dict[str, Any], total: int) -> str:

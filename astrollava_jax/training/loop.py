@@ -29,6 +29,8 @@ class Delivery:
     """Part of all positions, empty rows counted, that holds something."""
     faults: Sequence[str]
     """Records that could not be read, each with its reason; their loss is off."""
+    fault_kinds: Sequence[str] = ()
+    """What each of them is."""
 
 
 @dataclasses.dataclass(frozen=True)

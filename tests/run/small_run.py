@@ -25,6 +25,8 @@ from astrollava_jax.training.metrics import read_log
 SIZE, ROWS, STEPS = 28, 104, 8
 """Side of a picture, rows of the word table (103 words and one to spare), steps of a stage."""
 
+SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "OPENAI_API_KEY")
+
 RUN = """\
 out: {out}
 seed: 3

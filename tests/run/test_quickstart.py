@@ -62,6 +62,7 @@ def test_the_report_tells_all_of_it_in_one_file(done):
     for words in ("before stage 1", "after stage 1", "before stage 2", "after stage 2", "blind"):
         assert words in page
     assert "12 pictures that no stage saw" in page
+    assert str(done) not in page and done.parent.name not in page, "whose machine it was"
     assert "equal within 1e-04" in page
     # Such a small one reaches nothing, and its report must not say otherwise.
     assert "Below what it should reach: " in page and "or better" not in page
