@@ -3,6 +3,7 @@
 import signal
 import time
 
+import pytest
 from real import RESUMABLE
 from small_run import curve
 
@@ -14,6 +15,7 @@ FLOOR = 10.0
 ENDLESS = {"steps": 100_000, "evaluate": "null", "watchdog.floor_seconds": FLOOR}
 
 
+@pytest.mark.slow  # the test of preemption compares their curve too
 def test_two_processes_compute_what_one_computes(tiny, tmp_path):
     with tiny.start(tmp_path / "two", 2, 1) as run:
         run.complete()

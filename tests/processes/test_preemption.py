@@ -11,13 +11,16 @@ from astrollava_jax.run import directory
 
 CASES = {
     "one process, SIGTERM": (1, 2, signal.SIGTERM),
-    "one process, Ctrl-C": (1, 2, signal.SIGINT),
     "two processes, SIGTERM to one": (2, 1, signal.SIGTERM),
+    "one process, Ctrl-C": (1, 2, signal.SIGINT),
+    "two processes, Ctrl-C at one": (2, 1, signal.SIGINT),
 }
 """Processes, devices of each, and what the last of them is sent."""
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [*list(CASES)[:2], *(pytest.param(c, marks=pytest.mark.slow) for c in list(CASES)[2:])]
+)
 def test_no_step_is_lost(case, tiny, tmp_path):
     count, devices, what = CASES[case]
     out = tmp_path / "run"
@@ -61,6 +64,7 @@ def _again(run) -> bool:
     return run[0].poll() is not None
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_may_change(tiny, tmp_path):
     out = tmp_path / "run"
     with tiny.start(out, 1, 1) as run:
