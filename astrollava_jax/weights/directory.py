@@ -16,16 +16,8 @@ from astrollava_jax.models.projector import MlpConfig
 from astrollava_jax.weights import foreign_config, llava, sidecars, vocabulary
 from astrollava_jax.weights.binding import Bound, bind, conversions
 from astrollava_jax.weights.layout import Index
-from astrollava_jax.weights.llava import (
-    DECODER,
-    HF,
-    ORBAX,
-    ORIGINAL,
-    PEFT,
-    PROJECTOR,
-    TOWER,
-    Layout,
-)
+from astrollava_jax.weights.llava import DECODER, HF, ORBAX, ORIGINAL, PEFT, PROJECTOR, TOWER
+from astrollava_jax.weights.llava import Layout as Layout
 from astrollava_jax.weights.orbax import OrbaxSource
 from astrollava_jax.weights.peft import base_of, read_adapter
 from astrollava_jax.weights.pixels import read_pixels
@@ -59,6 +51,10 @@ class FilesSource(Source):
     def folder_of(self, address: str) -> str:
         """The directory whose files give a parameter."""
         return self._bound[address].folder
+
+    def files_of(self, address: str) -> tuple[str, ...]:
+        """The files in which the tensors of a parameter lie."""
+        return self._bound[address].files
 
     def with_parameters(self, bound: Mapping[str, Bound]) -> "FilesSource":
         """The same with some more parameters."""

@@ -1,6 +1,6 @@
 """What a checkpoint costs a step: stage 1 of a 7B, its projector with two moments in float32.
 
-python -m astrollava_jax.bench.saving FOLDER [--saves 4]
+python tests/training/saving_cost.py FOLDER [--saves 4]
 """
 
 import argparse
