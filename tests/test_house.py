@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "data": GROUND,
     "weights": GROUND | {"models", "data"},
     **dict.fromkeys(MIDDLE, GROUND | {"models", "data", "weights"}),
+    "bench": GROUND | {"models", "data", "weights", "training", "quickstart"},  # what it measures
     "run": GROUND | {"models", "data", "weights"} | MIDDLE,
     "cli": {"config", "run"},
     "__init__": {"run"},

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -72,7 +71,7 @@ class Processes:
                     "ASTROLLAVA_PROCESSES": str(count),
                     "ASTROLLAVA_PROCESS": str(number),
                 }
-            told = tempfile.TemporaryFile()  # noqa: SIM115
+            told = os.fdopen(os.memfd_create("told"), "w+b")
             self._told.append(told)
             self.processes.append(
                 subprocess.Popen(command, env=around, stdout=told, stderr=subprocess.STDOUT)

@@ -69,7 +69,11 @@ def begin(
         "trained": trainable,
         "inherited": sorted(inherited),
         "frozen": {
-            address: {"folder": base.folder_of(address), "fingerprint": base.fingerprint(address)}
+            address: {
+                "folder": base.folder_of(address),
+                "files": list(base.files_of(address)),
+                "fingerprint": base.fingerprint(address),
+            }
             for address in original
         },
     }
@@ -233,12 +237,15 @@ def check_base(folder: str, base: Source) -> None:
     Raises:
         ValueError: if some differ; names them.
     """
-    differing = [
-        f"{address}: expected {fact['fingerprint']} of {fact['folder']}, found another in "
-        f"{base.folder_of(address)}"
-        for address, fact in read_facts(folder)["frozen"].items()
-        if base.fingerprint(address) != fact["fingerprint"]
-    ]
+    differing = []
+    for address, fact in read_facts(folder)["frozen"].items():
+        expected = f"expected fingerprint {fact['fingerprint']}, as in {', '.join(fact['files'])}"
+        if address not in base.shapes:
+            differing.append(f"{address}: {expected}; found no file that holds it")
+        elif (found := base.fingerprint(address)) != fact["fingerprint"]:
+            differing.append(
+                f"{', '.join(base.files_of(address))}: {address}: {expected}; found {found}"
+            )
     kept = files.join(folder, SIDECARS)
     before = files.names(kept) if files.is_folder(kept) else []
     for name in sorted({*base.sidecars, *before}):

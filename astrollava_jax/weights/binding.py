@@ -55,6 +55,11 @@ class Bound:
         return self.tensors.folder
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """The files in which its tensors lie."""
+        return tuple(dict.fromkeys(self.tensors.file_of(piece.name) for piece in self.pieces))
+
+    @property
     def shape(self) -> Shape:
         """The shape on our side."""
         first = self.pieces[0]

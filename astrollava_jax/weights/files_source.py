@@ -42,6 +42,10 @@ class FilesSource(Source):
         """The directory whose files give a parameter."""
         return self._bound[address].folder
 
+    def files_of(self, address: str) -> tuple[str, ...]:
+        """The files in which the tensors of a parameter lie."""
+        return self._bound[address].files
+
     def with_parameters(self, bound: Mapping[str, Bound]) -> "FilesSource":
         """The same with some more parameters."""
         self._bound = {**self._bound, **bound}

@@ -11,6 +11,7 @@ jax.distributed.initialize(
     shutdown_timeout_seconds=10, initialization_timeout=60,
 )  # fmt: skip
 
+from jax.experimental import multihost_utils  # noqa: E402
 from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
 from astrollava_jax import files  # noqa: E402
@@ -34,7 +35,7 @@ def state(step: int, bad: float = 0.0) -> TrainState:
     numbers[7, 7] += bad  # on the second process
     kernel = placed(numbers, "fsdp")
     return TrainState(
-        {"a": kernel}, AdamState(placed(np.int32(step)), {"a": kernel}, {"a": kernel})
+        {"a": kernel}, AdamState(placed(np.asarray(step, np.int32)), {"a": kernel}, {"a": kernel})
     )
 
 
@@ -49,7 +50,7 @@ try:
     raise AssertionError("it was saved")
 except NotFinite:
     pass
-jax.experimental.multihost_utils.sync_global_devices("saved")
+multihost_utils.sync_global_devices("saved")
 assert steps(folder) == [3, 7], steps(folder)
 parts = manifest.parts(f"{folder}/7")
 assert parts == ["manifest.0-of-2.json", "manifest.1-of-2.json"], parts
@@ -59,7 +60,7 @@ if process == 0:  # a file that the second process verifies
     content = bytearray(files.read_bytes(f"{folder}/7/{name}"))
     content[len(content) // 2] ^= 8
     files.write_bytes(f"{folder}/7/{name}", bytes(content))
-jax.experimental.multihost_utils.sync_global_devices("damaged")
+multihost_utils.sync_global_devices("damaged")
 restored = checkpoints.restore_newest(state(0))
 assert restored is not None and restored.step == 3 == int(restored.state.optimizer.count)
 assert len(told) == 1 and "expected crc32c" in told[0], told  # both know what one has found

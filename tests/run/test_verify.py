@@ -204,3 +204,25 @@ def test_an_export_that_was_edited_still_loads_and_only_verify_complains(things,
     assert open_any(str(edited)).source.shapes
     os.remove(edited / checksums.CHECKSUMS)
     assert open_any(str(edited)).source.shapes
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_base_that_is_missing_or_another_is_told_by_its_file(things, tmp_path, damage):
+    base = tmp_path / "base"
+    shutil.copytree(things / "base", base)
+    weights = base / "model.safetensors"
+    if damage is flipped:  # a number, past the header
+        content = bytearray(weights.read_bytes())
+        content[-100] ^= 1
+        weights.write_bytes(content)
+    else:
+        damage(weights, np.random.default_rng(0))
+    with pytest.raises(ValueError) as told:
+        open_any(str(things / "run"), bases=[str(base)])
+    said = str(told.value)
+    expected = {
+        flipped: f"{weights}: vision/",
+        truncated: str(weights),
+        deleted: f"as in {things}/base/model.safetensors; found no file that holds it",
+    }
+    assert expected[damage] in said, said
