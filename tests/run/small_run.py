@@ -13,6 +13,7 @@ import tiny_directories as tiny
 import torch
 from jax.experimental.compilation_cache import compilation_cache
 from orbax.checkpoint import v1 as ocp
+from tiny_llava import spread
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from astrollava_jax import config, files
@@ -75,14 +76,7 @@ def torch_model() -> LlavaForConditionalGeneration:
         image_token_index=image_id, tie_word_embeddings=False, image_seq_length=4,
         vision_feature_layer=-2, vision_feature_select_strategy="default",
     )  # fmt: skip
-    model = LlavaForConditionalGeneration(shape)
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            if value.ndim == 1:
-                value.add_(0.1 * torch.randn_like(value))
-            elif "embed" not in name:
-                value.normal_(0, value[0].numel() ** -0.5)
-    return model.eval()
+    return spread(LlavaForConditionalGeneration(shape)).eval()
 
 
 def write_model(folder: Path) -> None:
