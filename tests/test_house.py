@@ -19,11 +19,13 @@ PACKAGE = Path(astrollava_jax.__file__).parent
 DATA_PREP = Path(data_prep.__file__).parent
 ROOT = PACKAGE.parent
 
-GROUND = {"config", "files", "batch", "params", "sharding", "report"}
+GROUND = {"config", "files", "ranges", "checksums", "batch", "params", "sharding", "report"}
 MIDDLE = {"training", "inference", "planning", "quickstart", "bench"}
 
 MAY_IMPORT = {
-    "files": set(),
+    "ranges": set(),
+    "files": {"ranges"},
+    "checksums": {"files"},
     "batch": set(),
     "params": set(),
     "config": {"files"},

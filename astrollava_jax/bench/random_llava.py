@@ -115,8 +115,9 @@ def _numbers(
     """Norms near 1, everything else near 0, so that hidden states neither vanish nor burst.
 
     What a block adds is small beside what it is added to: words and the features of a picture are
-    near 1, the last map of a block begins as GPT-2's (1 / sqrt(2 x layers)). Otherwise a random model of this depth makes much of
-    the rounding of bfloat16, and two programs cannot be compared in it.
+    near 1, the last map of a block begins as GPT-2's (1 / sqrt(2 x layers)). Otherwise a random
+    model of this depth makes much of the rounding of bfloat16, and two programs cannot be compared
+    in it.
     """
     result = np.empty(shape, BFLOAT16)
     flat = result.reshape(-1)

@@ -78,6 +78,7 @@ def measure(
     allow_unlearned: int = 0,
     allow_unreadable: float = 1.0,
     show: bool = False,
+    keep: bool = True,
 ) -> Lengths:
     """The lengths of all records of a mixture.
 
@@ -88,6 +89,7 @@ def measure(
         allow_unlearned: how many samples may have no learned token.
         allow_unreadable: which fraction of the records may be damaged.
         show: whether to draw a progress bar, on a terminal.
+        keep: whether to write what was measured.
 
     Raises:
         ValueError: if more records than allowed are damaged, or have no learned token; names them.
@@ -109,7 +111,7 @@ def measure(
     # What is refused is not kept: it may be mended. What a run began with is, or it would end
     # with another order of records than it began with.
     _check_readable(lengths, allow_unreadable)
-    for path, part_lengths in measured.items():
+    for path, part_lengths in measured.items() if keep else ():
         _write(path, part_lengths)
     _check_learned(reader, lengths, allow_unlearned)
     return lengths

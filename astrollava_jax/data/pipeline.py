@@ -63,7 +63,8 @@ class Pipeline:
         reader: of the records that were planned.
         workers: processes that make rows; with 0, threads of this process do.
         process_index: of this process among those that train,
-        process_count: each of which makes as many consecutive rows of every step.
+        process_count: each of which makes as many consecutive rows
+        micro_batches: of each of these equal parts of every step.
 
     Raises:
         ValueError: if the plan's rows cannot be shared among the processes.
@@ -77,16 +78,17 @@ class Pipeline:
         workers: int = 0,
         process_index: int = 0,
         process_count: int = 1,
+        micro_batches: int = 1,
     ):
-        if plan.rows % process_count:
+        if plan.rows % (process_count * micro_batches):
             raise ValueError(
                 f"a step has {plan.rows} rows, which {process_count} processes cannot share: "
                 "plan a multiple of their number"
             )
         self.plan = plan
         self._workers = workers
-        self._local_rows = plan.rows // process_count
-        self._first_row = process_index * self._local_rows
+        numbers = np.arange(plan.rows).reshape(micro_batches, process_count, -1)
+        self._rows: list[int] = numbers[:, process_index].reshape(-1).tolist()
         self._build_row = RowBuilder(reader, plan.shape)
 
     def batches(self, start: int = 0) -> "Batches":
@@ -100,8 +102,8 @@ class Pipeline:
 
     def _steps(self, start: int) -> grain.IterDataset[Row]:
         """The rows of each step from `start` on."""
-        build = _PlannedRow(self.plan, self._build_row, self._first_row, self._local_rows)
-        numbers = (start * self._local_rows, self.plan.total_steps * self._local_rows)
+        build = _PlannedRow(self.plan, self._build_row, self._rows)
+        numbers = (start * len(self._rows), self.plan.total_steps * len(self._rows))
         # Grain would read far ahead, and its element is a whole row with its pictures.
         threads, ahead = (1, 1) if self._workers else (_THREADS, _ROWS_AHEAD)
         rows = (
@@ -115,7 +117,7 @@ class Pipeline:
                 grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=_ROWS_AHEAD),
                 worker_init_fn=_begin_worker,
             )
-        return rows.batch(self._local_rows, drop_remainder=True, batch_fn=_stack)
+        return rows.batch(len(self._rows), drop_remainder=True, batch_fn=_stack)
 
 
 class Batches(Iterator[StepData]):
@@ -176,12 +178,12 @@ class _PlannedRow:
 
     plan: RunPlan
     build_row: RowBuilder
-    first_row: int
-    local_rows: int
+    rows: Sequence[int]
+    """Of every step, those that this process makes."""
 
     def __call__(self, number: int) -> "_Sent":
-        step, row = divmod(number, self.local_rows)
-        return _Sent.of(self.build_row(self.plan.row(step, self.first_row + row)))
+        step, place = divmod(number, len(self.rows))
+        return _Sent.of(self.build_row(self.plan.row(step, self.rows[place])))
 
 
 class _Sent(NamedTuple):

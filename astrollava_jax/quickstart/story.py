@@ -143,7 +143,7 @@ def _evaluation(page: Page, facts: Facts) -> None:
 def _curves(page: Page, facts: Facts) -> None:
     page.section("Losses")
     for name, log in facts.logs.items():
-        steps = [entry for entry in log if "loss" in entry]
+        steps = [entry for entry in log if "loss" in entry and "bad" not in entry]
         held = [entry for entry in log if "held_out_loss" in entry]
         series = {"training": ([e["step"] for e in steps], [e["loss"] for e in steps])}
         if held:

@@ -232,7 +232,7 @@ def test_what_convert_refuses(folder, refused):
     )
     said = refused("convert", "--vision", folder / "llm", "--llm", folder / "llm", gone,
                    "--layout", "hf")  # fmt: skip
-    assert f"{folder}/llm: expected the layout tower, found decoder" in said
+    assert f"{folder}/llm: expected the directory of a vision tower, found a bare decoder" in said
     assert not gone.exists()
 
 
@@ -264,7 +264,7 @@ def test_without_a_command_the_commands_that_work_are_listed(capsys):
     listed = re.findall(r"^  (\w+) ", bare.split("commands:")[1], re.MULTILINE)
     modules = {path.stem for path in Path(astrollava_jax.cli.__file__).parent.glob("*.py")}
     assert listed == list(COMMANDS)
-    assert set(listed) == modules - {"__init__", "main", "options"}
+    assert set(listed) == modules - {"__init__", "main", "options", "supervisor"}
     assert len(bare.splitlines()) <= SCREEN
 
 

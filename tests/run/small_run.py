@@ -168,15 +168,21 @@ def held_out(out: Any) -> dict[int, float]:
 
 
 def arrays(out: Path, step: int) -> dict[str, np.ndarray]:
-    """What trains and its moments after a step, read from its checkpoint with Orbax alone."""
+    """What a step changes, as it was after one: read from its checkpoint with Orbax alone."""
     path = out / "checkpoints" / str(step)
     held = ocp.checkpointables_metadata(path).metadata
-    wanted = {name: held[name] for name in ("trainable", "optimizer")}
+    wanted = {name: held[name] for name in ("trainable", "optimizer", "history")}
     items = ocp.load_checkpointables(
         path, jax.tree.map(lambda array: np.empty(array.shape, array.dtype), wanted)
     )
+    return by_name(items)
+
+
+def by_name(items: Any) -> dict[str, np.ndarray]:
+    """The arrays of a tree, each by the keys that lead to it."""
     leaves = jax.tree_util.tree_leaves_with_path(items)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    name = jax.tree_util.keystr
+    return {name(path, simple=True, separator="/"): np.array(leaf) for path, leaf in leaves}
 
 
 @contextlib.contextmanager
