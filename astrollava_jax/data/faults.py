@@ -42,6 +42,8 @@ class RecordError(ValueError):
 class StorageError(OSError):
     """Storage that stopped answering; the run can go on once it answers again."""
 
+    resumable = True
+
 
 @dataclasses.dataclass(frozen=True)
 class Fault:

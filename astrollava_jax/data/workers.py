@@ -18,6 +18,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class WorkerDied(RuntimeError):
     """A worker process ended before its work did; started again, the run goes on."""
 
+    resumable = True
+
     def __init__(self, found: str):
         super().__init__(
             f"a process that prepares data died ({found}): killed from outside, as by the kernel "

@@ -10,6 +10,7 @@ import numpy as np
 
 from astrollava_jax import files
 from astrollava_jax.batch import Batch, ImageFacts
+from astrollava_jax.data.faults import visible
 from astrollava_jax.data.lengths import Lengths, fingerprint, measure
 from astrollava_jax.data.mixture import DataConfig, Mixture
 from astrollava_jax.data.pack import BatchConfig, RunPlan
@@ -160,7 +161,7 @@ def record_names(data: Data, step: int) -> list[str]:
 
     def name(record: int) -> str:
         try:
-            return data.reader.read(record).id
+            return visible(data.reader.read(record).id)
         except (ValueError, OSError):
             return data.reader.where(record)
 

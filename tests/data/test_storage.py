@@ -11,6 +11,8 @@ import pytest
 import small_set
 
 from astrollava_jax import files
+from astrollava_jax.cli import main as main_module
+from astrollava_jax.cli import train as cli_train
 from astrollava_jax.data import lengths as lengths_module
 from astrollava_jax.data.faults import RecordError, StorageError
 from astrollava_jax.data.image import ImageError
@@ -137,6 +139,17 @@ def test_errors_travel_between_processes():
         back = pickle.loads(pickle.dumps(error))
         assert type(back) is type(error) and str(back) == str(error)
         assert getattr(back, "kind", None) == getattr(error, "kind", None)
+
+
+def test_what_can_come_back_is_resumable(monkeypatch, capsys):
+    for error in (StorageError("a: gone"), WorkerDied("exit code -9")):
+        monkeypatch.setattr(cli_train, "main", lambda argv, error=error: _raise(error))
+        assert main_module._run(cli_train, []) == main_module.RESUMABLE
+        assert str(error) in capsys.readouterr().err
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 # Workers that die
