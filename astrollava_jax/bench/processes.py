@@ -85,8 +85,6 @@ class Processes:
             if process.poll() is None:
                 self.kill(number)
                 process.wait()
-        for told in self._told:
-            told.close()
 
     def __getitem__(self, number: int) -> subprocess.Popen:
         """What was started: the parent that watches."""

@@ -21,11 +21,11 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from astrollava_jax import files
+from astrollava_jax.sharding import agree, gather
 from astrollava_jax.training import fingerprint, manifest, steps, stored
 from astrollava_jax.training.fingerprint import Fingerprint
 from astrollava_jax.training.items import as_items, as_state, by_name, zeros
 from astrollava_jax.training.state import Progress, TrainState
-from astrollava_jax.training.together import meet, said
 
 CHUNK_BYTES = 1 << 27
 """Of an array: so much of it is in memory at once, beside the array, when it is read back."""
@@ -86,7 +86,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             files.make_folder(self.folder)
             steps.clean(self.folder, tell)
-        meet("checkpoints cleaned")
+        gather(None)  # nobody looks before it is clean
 
     def save(self, state: TrainState, progress: Progress, config: dict[str, Any]) -> None:
         """Copies the state to the host; the rest happens in the background.
@@ -108,7 +108,7 @@ class Checkpoints:
         self.wait()
         if progress.step == self.last_good:
             return
-        if any(said("x" if files.exists(self._path(progress.step)) else "")):
+        if any(gather(files.exists(self._path(progress.step)))):
             self.set_aside(progress.step, "replaced")
         counts = dataclasses.asdict(progress)
         with _undisturbed():  # or nobody would wait for what was begun
@@ -165,7 +165,7 @@ class Checkpoints:
             target = steps.set_aside(self.folder, step, why)
         if self.last_good == step:
             self.last_good = None
-        return said(target)[0]
+        return agree(target)
 
     def _path(self, step: int) -> str:
         return files.join(self.folder, str(step))
@@ -253,7 +253,7 @@ class Checkpoints:
     def _faults(self, step: int) -> list[str]:
         """What of a step's files is not as it was written; each process reads its share."""
         own = manifest.faults(self._path(step), jax.process_index(), jax.process_count())
-        return [line for said in said("\n".join(own)) for line in said.splitlines()]
+        return [line for lines in gather(own) for line in lines]
 
     def _load(self, step: int, like: TrainState) -> tuple[Restored | None, list[str]]:
         """A step whose files are whole, unless what arrives on the devices is something else."""

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import small_run
-from real import Processes
+
+from astrollava_jax.bench.processes import Processes
 
 STEPS = {"steps": 40, "checkpoint.every_steps": 10, "evaluate.every_steps": 2}
 """Long enough to be met on its way; it evaluates so often that a signal meets it at that too."""

@@ -4,9 +4,9 @@ import signal
 import time
 
 import pytest
-from real import RESUMABLE
 from small_run import curve
 
+from astrollava_jax.bench.processes import RESUMABLE
 from astrollava_jax.cli.main import MISTAKE
 
 FLOOR = 10.0

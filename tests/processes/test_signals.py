@@ -4,9 +4,9 @@ import signal
 
 import numpy as np
 import pytest
-from real import RESUMABLE
 from small_run import curve, held_out
 
+from astrollava_jax.bench.processes import RESUMABLE
 from astrollava_jax.run import directory
 
 CASES = {
