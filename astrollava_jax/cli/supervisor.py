@@ -34,6 +34,8 @@ STACKS = signal.SIGUSR2
 AGAIN_SECONDS = 0.5
 LOOK_SECONDS = 1.0
 DUMP_SECONDS = 2.0
+ENDING_SECONDS = LOOK_SECONDS + DUMP_SECONDS
+"""What it takes to see a hang and to end it; it counts within the time that is allowed."""
 KILL_SECONDS = 10.0
 ASLEEP_SECONDS = 5.0
 """Waking so much later than planned, the parent was stopped or the machine slept: no hang."""
@@ -190,12 +192,12 @@ class _Supervisor:
         if facts.get("limit") is None:
             return None
         waited = time.monotonic() - max(facts["at"], self._awake_since)
-        if waited <= facts["limit"]:
+        if waited <= facts["limit"] - min(ENDING_SECONDS, facts["limit"] / 10):
             return None
         stopped = ", and the process is stopped, by SIGSTOP or a debugger" * self._stopped()
         _say(
-            f"no progress for {waited:.0f} s, {facts['limit']:.0f} s are allowed; this was "
-            f"{_waiting(facts)}{stopped}. The stacks of its threads:"
+            f"no progress for {waited:.0f} s, and within {facts['limit']:.0f} s it must be ended; "
+            f"this was {_waiting(facts)}{stopped}. The stacks of its threads:"
         )
         self._child.send_signal(STACKS)
         self._child.send_signal(signal.SIGCONT)

@@ -88,6 +88,7 @@ def _run(console: Console, run: RunConfig, ready: Ready, params: Params, heart: 
         elif all(address in params for address in stage.model.trainable):
             trainable = {address: params.pop(address) for address in stage.model.trainable}
             state, progress = stage.begin(trainable), Progress()
+            checkpoints.prepare(state)
         else:
             raise ValueError(
                 f"{folder}: no good checkpoint is left, all are set aside there under names that "

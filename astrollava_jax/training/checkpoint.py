@@ -88,6 +88,10 @@ class Checkpoints:
             steps.clean(self.folder, tell)
         gather(None)  # nobody looks before it is clean
 
+    def prepare(self, state: TrainState) -> None:
+        """Compiles what a save needs, so that the first one takes no longer than the others."""
+        fingerprint.on_devices(by_name(as_items(state)))
+
     def save(self, state: TrainState, progress: Progress, config: dict[str, Any]) -> None:
         """Copies the state to the host; the rest happens in the background.
 

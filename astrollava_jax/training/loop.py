@@ -84,13 +84,21 @@ def train(
 
     Data is never given twice: also after `recover` the run goes on with the next delivery.
 
+    Where the input ends with an error, what was learned so far is saved before it is raised.
+
     Raises:
         Preempted: if the run is asked to stop; the step is finished, and `save` has saved it.
     """
-    ended = time.perf_counter()
+    ended, event = time.perf_counter(), None
     while progress.position < total_steps:
         heart.beat("input", f"of step {progress.step + 1}")
-        delivery = next(deliveries)
+        try:
+            delivery = next(deliveries)
+        except Exception:
+            # With several processes the others do not know of it, and a save takes all of them.
+            if event is not None and jax.process_count() == 1:
+                told(event, [save], recover)
+            raise
         arrived = time.perf_counter()
         heart.beat("step", f"{progress.step + 1}")
         state, metrics = step(state, frozen, delivery.batch)

@@ -1,6 +1,9 @@
 """What a checkpoint costs a step: stage 1 of a 7B, its projector with two moments in float32.
 
-python tests/training/saving_cost.py FOLDER [--saves 4]
+    python -m astrollava_jax.bench.saving DIR [--saves 4]
+
+The numbers are random, so that they do not compress. One line for each save: how long it held the
+step up, and when the step was good.
 """
 
 import argparse
@@ -37,11 +40,16 @@ def _state(seed: jax.Array) -> TrainState:
 
 def main() -> None:
     """Prints one JSON line per save: seconds until `save` returned, and until the step was good."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m astrollava_jax.bench.saving",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("folder", help="a folder for the checkpoints; they stay there")
     parser.add_argument("--saves", type=int, default=4)
     arguments = parser.parse_args()
     checkpoints = Checkpoints(files.join(arguments.folder, "checkpoints"), keep=2)
+    checkpoints.prepare(_state(jnp.int32(0)))
     for step in range(1, arguments.saves + 1):
         state = jax.block_until_ready(_state(jnp.int32(step)))
         begun = time.perf_counter()
