@@ -57,7 +57,8 @@ class Processes:
         self.out = str(out)
         address = f"127.0.0.1:{free_port()}"
         self.processes: list[subprocess.Popen] = []
-        self._told: list[Any] = []
+        self._told: list[int] = []
+        self._last_told: list[str] | None = None
         for number in range(count):
             words = {"out": out, **(overrides or {}), **(each or {}).get(number, {})}
             command = [sys.executable, "-m", "astrollava_jax", "train", file]
@@ -71,7 +72,7 @@ class Processes:
                     "ASTROLLAVA_PROCESSES": str(count),
                     "ASTROLLAVA_PROCESS": str(number),
                 }
-            told = os.fdopen(os.memfd_create("told"), "w+b")
+            told = os.memfd_create("told")
             self._told.append(told)
             self.processes.append(
                 subprocess.Popen(command, env=around, stdout=told, stderr=subprocess.STDOUT)
@@ -85,6 +86,9 @@ class Processes:
             if process.poll() is None:
                 self.kill(number)
                 process.wait()
+        self._last_told = self.told()
+        for told in self._told:
+            os.close(told)
 
     def __getitem__(self, number: int) -> subprocess.Popen:
         """What was started: the parent that watches."""
@@ -108,13 +112,13 @@ class Processes:
         """The whole lines of `log.jsonl` as they stand."""
         return lines(self.out)
 
-    def wait_for_step(self, step: int, seconds: float = 120.0) -> None:
+    def wait_for_step(self, step: int, seconds: float | int = 120) -> None:
         """Returns once the log tells of a step; raises when a process ends before."""
         self.wait_until(
             lambda: any(line["step"] >= step and "loss" in line for line in self.lines()), seconds
         )
 
-    def wait_until(self, come: Callable[[], bool], seconds: float = 120.0) -> None:
+    def wait_until(self, come: Callable[[], bool], seconds: float | int = 120) -> None:
         """Returns once something has come; raises when a process ends before, or time does."""
         end = time.monotonic() + seconds
         while not come():
@@ -135,14 +139,13 @@ class Processes:
 
     def told(self) -> list[str]:
         """What each process has said so far."""
-        found = []
-        for told in self._told:
-            # Its place is shared with the process that writes: read elsewhere.
-            size = os.fstat(told.fileno()).st_size
-            found.append(os.pread(told.fileno(), size, 0).decode(errors="replace"))
-        return found
+        if self._last_told is not None:
+            return self._last_told
+        # The place in each file is shared with the process that writes: it is not moved.
+        contents = [os.pread(told, os.fstat(told).st_size, 0) for told in self._told]
+        return [content.decode(errors="replace") for content in contents]
 
-    def ended(self, seconds: float = 120.0) -> list[Ended]:
+    def ended(self, seconds: float | int = 120) -> list[Ended]:
         """Waits for the end of all.
 
         Raises:
@@ -162,7 +165,7 @@ class Processes:
             for number, (process, told) in enumerate(zip(self.processes, self.told()))
         ]
 
-    def complete(self, seconds: float = 120.0) -> list[Ended]:
+    def complete(self, seconds: float | int = 120) -> list[Ended]:
         """Waits for the end of all, which must be the run's.
 
         Raises:
