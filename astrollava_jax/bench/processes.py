@@ -118,12 +118,18 @@ class Processes:
             lambda: any(line["step"] >= step and "loss" in line for line in self.lines()), seconds
         )
 
-    def wait_until(self, come: Callable[[], bool], seconds: float | int = 120) -> None:
-        """Returns once something has come; raises when a process ends before, or time does."""
+    def wait_until(
+        self, come: Callable[[], bool], seconds: float | int = 120, *, ending: bool = False
+    ) -> None:
+        """Returns once something has come.
+
+        Raises:
+            RuntimeError: if a process ends before, unless it is about to (`ending`), or time does.
+        """
         end = time.monotonic() + seconds
         while not come():
             ended = [p.returncode for p in self.processes if p.poll() is not None]
-            if ended or time.monotonic() > end:
+            if (ended and not ending) or time.monotonic() > end:
                 why = f"ended with {ended}" if ended else "nothing came"
                 raise RuntimeError(f"{self.out}: {why}:\n" + "\n".join(self.told()))
             time.sleep(0.002)
