@@ -11,10 +11,9 @@ import contextlib
 import dataclasses
 import errno
 import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -115,8 +114,7 @@ class Checkpoints:
         if any(gather(files.exists(self._path(progress.step)))):
             self.set_aside(progress.step, "replaced")
         counts = dataclasses.asdict(progress)
-        with _undisturbed():  # or nobody would wait for what was begun
-            self._begin(progress.step, items | {"progress": counts}, config, prints)
+        self._begin(progress.step, items | {"progress": counts}, config, prints)
 
     def wait(self) -> None:
         """Returns when what was saved was found whole on the disk; raises SaveFailed if not."""
@@ -286,19 +284,3 @@ class Checkpoints:
         known = {field.name for field in dataclasses.fields(Progress)}
         at = Progress(**{name: count for name, count in progress.items() if name in known})
         return Restored(step, as_state(like, items), at), []
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Lets a Ctrl-C wait until the block has ended."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    arrived: list[Any] = []
-    before = signal.signal(signal.SIGINT, lambda *signalled: arrived.append(signalled))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if arrived and callable(before):
-        before(*arrived[0])

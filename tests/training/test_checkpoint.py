@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import os
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -318,21 +317,6 @@ def test_a_manifest_that_cannot_be_written_leaves_no_step(tmp_path, monkeypatch)
     with pytest.raises(SaveFailed, match="No space left"):
         checkpoints.close()
     assert os.listdir(tmp_path) == ["3"]
-
-
-def test_a_save_that_has_begun_is_finished_before_ctrl_c_is_heard(tmp_path, monkeypatch):
-    checkpoints = saved(tmp_path)
-    begin = checkpoint.ocp.save_checkpointables_async
-
-    def disturbed(*arguments, **options):
-        os.kill(os.getpid(), signal.SIGINT)
-        return begin(*arguments, **options)
-
-    monkeypatch.setattr(checkpoint.ocp, "save_checkpointables_async", disturbed)
-    with pytest.raises(KeyboardInterrupt):
-        checkpoints.save(state(3), Progress(step=3), {"seed": 0})
-    checkpoints.close()
-    assert steps(str(tmp_path)) == [3] and checkpoints.last_good == 3
 
 
 def test_a_save_returns_before_it_is_finished(tmp_path, monkeypatch):
