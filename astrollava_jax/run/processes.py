@@ -177,6 +177,8 @@ def _leave() -> None:
 def _of_a_peer(error: BaseException | None) -> bool:
     """Whether an error comes of another process's end, in whichever library it is met."""
     while error is not None:
+        if isinstance(error, TimeoutError):  # Orbax's barriers: who waits in vain waits for another
+            return True
         told = str(error).lower()
         signs = GONE + GONE_IN_JAX * isinstance(error, jax.errors.JaxRuntimeError)
         if any(sign in told for sign in signs):
