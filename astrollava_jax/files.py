@@ -1,4 +1,4 @@
-"""Opens, reads, lists and publishes paths: the only module that touches the file system.
+"""Opens, reads, lists and publishes paths: with `ranges`, all that touches the file system.
 
 Paths are strings. A second kind of storage (a bucket) is added here and nowhere else.
 """
@@ -10,20 +10,17 @@ import os
 import re
 import shutil
 import tempfile
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from typing import IO, Any, ClassVar
+from collections.abc import Iterator
+from typing import IO, Any
+
+from astrollava_jax.ranges import RangeReader as RangeReader
 
 Where = str | os.PathLike[str]
 
-_OPEN_READERS = 128
-"""How many range readers of a process keep their files open: a large set has more shards than a
-process may open files, usually 1024, on some systems 256."""
-
 _UNFINISHED = r"\..+\.[a-z0-9_]{8}\.part"
-"""The names of what is being published. A process that is killed leaves it behind, and no other
-removes it: nothing tells it from what a living process, of this machine or not, still writes."""
+"""The names of what is being published. A process that is killed leaves it behind. Nothing tells it
+from what a living process, of this machine or not, still writes: only who holds the folder's lock
+may remove it."""
 
 
 def join(folder: Where, *parts: str) -> str:
@@ -70,6 +67,23 @@ def names(folder: Where, pattern: str = ".*") -> list[str]:
     return sorted(name for name in published if re.fullmatch(pattern, name))
 
 
+def walk(folder: Where) -> list[str]:
+    """The names of all files below `folder`, seen from it, with `/` between their parts."""
+    found = []
+    for name in names(folder):
+        path = join(folder, name)
+        inside = walk(path) if is_folder(path) else None
+        found += [name] if inside is None else [f"{name}/{below}" for below in inside]
+    return found
+
+
+def remove_unfinished(folder: Where) -> None:
+    """Removes what killed processes were publishing into `folder`; only for who holds its lock."""
+    for name in os.listdir(folder):
+        if re.fullmatch(_UNFINISHED, name):
+            remove(join(folder, name))
+
+
 def make_folder(path: Where) -> str:
     """Makes a folder and its parents, unless they are there; returns the path."""
     os.makedirs(path, exist_ok=True)
@@ -87,6 +101,7 @@ def remove(path: Where) -> None:
 def move(source: Where, target: Where) -> None:
     """Renames a file or folder within one storage."""
     os.replace(source, target)
+    _keep_names(os.path.dirname(os.path.abspath(target)))
 
 
 def open_read(path: Where) -> IO[bytes]:
@@ -152,65 +167,6 @@ def locked(path: Where) -> Iterator[None]:
         yield
 
 
-class _Opened:
-    """A file's descriptor, which is closed when nobody holds it any more."""
-
-    def __init__(self, descriptor: int):
-        self.descriptor = descriptor
-
-    def __del__(self, close: Callable[[int], None] = os.close):
-        close(self.descriptor)  # bound above: at the interpreter's end, modules are gone already
-
-
-class RangeReader:
-    """Reads byte ranges of one file; safe in threads, and travels to worker processes.
-
-    The file is open between reads only while its reader is one of the process's last
-    `_OPEN_READERS` to have read.
-    """
-
-    _last: ClassVar[OrderedDict[int, _Opened]] = OrderedDict()
-    """By the reader's `id`; the one that has waited longest is first."""
-    _lock = threading.RLock()  # re-entrant: a collection inside may close other readers
-
-    def __init__(self, path: Where):
-        self.path = str(path)
-
-    def read(self, offset: int, length: int) -> bytes:
-        """The bytes `[offset, offset + length)`, fewer where the file ends."""
-        opened = self._open()  # held to the end: another thread may put it out of the last
-        pieces = []
-        while length > 0:
-            piece = os.pread(opened.descriptor, min(length, 1 << 30), offset)
-            if not piece:
-                break
-            pieces.append(piece)
-            offset += len(piece)
-            length -= len(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def close(self) -> None:
-        """Closes the file once no thread reads it; a later read opens it again."""
-        with self._lock:
-            self._last.pop(id(self), None)
-
-    def _open(self) -> _Opened:
-        with self._lock:
-            opened = self._last.pop(id(self), None)
-            if opened is None:
-                opened = _Opened(os.open(self.path, os.O_RDONLY))
-            self._last[id(self)] = opened
-            while len(self._last) > _OPEN_READERS:
-                self._last.popitem(last=False)
-        return opened
-
-    def __del__(self):
-        try:
-            self.close()
-        except Exception:  # at the interpreter's end, modules are gone already
-            return
-
-
 @contextlib.contextmanager
 def publish(path: Where) -> Iterator[IO[bytes]]:
     """Gives a file to write that appears under `path` only when the block ends well."""
@@ -226,6 +182,7 @@ def publish(path: Where) -> Iterator[IO[bytes]]:
             os.fsync(handle.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
+        _keep_names(folder)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
@@ -291,7 +248,22 @@ def write_text(path: Where, content: str) -> None:
 
 def write_json(path: Where, content: Any) -> None:
     """Writes a JSON file whole, or not at all."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_bytes(path, as_json(content))
+
+
+def as_json(content: Any) -> bytes:
+    """What `write_json` writes."""
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def _keep_names(folder: str) -> None:
+    """Lets a rename outlive a machine that vanishes; a file system that cannot is left as it is."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _umask() -> int:

@@ -13,13 +13,15 @@
 | I, P   | images per row, patches       | -                  | `images`, -    |
 """
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import multihost_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from astrollava_jax.config import config
 
@@ -82,6 +84,30 @@ class MeshConfig:
 def rows_multiple(mesh: Mesh) -> int:
     """The number of rows of a step must be a multiple of this."""
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+
+
+def share_of_rows(mesh: Mesh) -> tuple[int, int]:
+    """Which equal share of all rows the devices of this process take: its number, and of how many.
+
+    Processes that split a tensor among them take the same one.
+
+    Raises:
+        ValueError: if what they take is not one piece.
+    """
+    axes = [axis for axis in mesh.axis_names if axis in RULES["batch"]]
+    others = [axis for axis in mesh.axis_names if axis not in axes]
+    order = [mesh.axis_names.index(axis) for axis in (*axes, *others)]
+    blocks = mesh.devices.transpose(order).reshape(rows_multiple(mesh), -1)
+    here = jax.process_index()
+    own = [i for i, block in enumerate(blocks) if any(d.process_index == here for d in block)]
+    first, size = own[0], len(own)
+    if own != list(range(first, first + size)) or first % size or len(blocks) % size:
+        raise ValueError(
+            f"mesh {dict(mesh.shape)}: process {here} would take the parts {own} of {len(blocks)} "
+            "of the rows, which are not one equal share: make tensor a divisor, or a multiple, of "
+            "the devices of a process"
+        )
+    return first // size, len(blocks) // size
 
 
 def spec(axes: Sequence[str | None], mesh: Mesh | AbstractMesh) -> PartitionSpec:
@@ -164,9 +190,69 @@ def _axes(part: Any) -> tuple[str, ...]:
     return (part,) if isinstance(part, str) else part or ()
 
 
+def place(array: Any, sharding: Sharding) -> jax.Array:
+    """A host's array on the devices; each process, which holds the whole, gives its own part."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def whole(array: jax.Array) -> np.ndarray:
+    """The numbers of an array, wherever its parts lie; every process must ask."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)
+
+
+def gather(value: Any) -> list[Any]:
+    """What every process says, in their order: anything that JSON can tell.
+
+    All processes must call it, from their main thread and in the same order, as it is an operation
+    of the devices.
+
+    Raises:
+        PeerFailed: if another process has ended with an error instead; says which.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    found = _exchange({"value": value})
+    failed = [(i, said["failed"]) for i, said in enumerate(found) if "failed" in said]
+    if failed:
+        raise PeerFailed("\n".join(f"process {i} has ended: {why}" for i, why in failed))
+    return [said["value"] for said in found]
+
+
 def agree(value: Any) -> Any:
-    """The value that all processes act on: the identity for one process.
+    """The value that all processes act on: that of process 0, or the only one's.
 
     Every decision that depends on a clock, a signal or a local file goes through here.
     """
-    return value
+    return gather(value)[0]
+
+
+class PeerFailed(ValueError):
+    """Another process of the run has met a fault of its own."""
+
+
+def fail(why: str) -> None:
+    """Tells the processes that wait in `gather` that this one ends."""
+    if jax.process_count() > 1:
+        _exchange({"failed": why})
+
+
+_MESSAGE_BYTES = 256
+"""What is exchanged at once; most of what processes say is a flag or a number."""
+
+
+def _exchange(said: dict[str, Any]) -> list[dict[str, Any]]:
+    text = json.dumps(said).encode()
+    fits = len(text) <= _MESSAGE_BYTES
+    found = _exchange_bytes(text if fits else str(len(text)).encode(), _MESSAGE_BYTES)
+    if all(isinstance(item, dict) for item in map(json.loads, found)):
+        return [json.loads(item) for item in found]
+    # Somebody has more to say, and said how much: then all say it once more.
+    longest = max(item if isinstance(item, int) else 0 for item in map(json.loads, found))
+    return [json.loads(item) for item in _exchange_bytes(text, longest)]
+
+
+def _exchange_bytes(text: bytes, size: int) -> list[bytes]:
+    padded = np.frombuffer(text.ljust(size, b" "), np.uint8)
+    return [row.tobytes() for row in multihost_utils.process_allgather(padded)]

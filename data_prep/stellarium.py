@@ -98,6 +98,8 @@ def find_object(texture: Texture, look_up: LookUp) -> Shown:
         Refused: if the name has no catalogue number, or OpenNGC has no such object just there.
     """
     match = re.match(r"(ngc|ic|m|n)(\d+)", texture.name)
+    if "/" in texture.name or "\0" in texture.name:
+        raise Refused("picture's name leads out of the folder", f"{texture.name!a}")
     if not match:
         raise Refused("no catalogue number in the name", texture.name)
     found = look_up(_CATALOGUES[match[1]], int(match[2]))

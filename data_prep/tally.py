@@ -1,7 +1,11 @@
 """Counts what preparation did to its samples, by kind, and names the first few of each kind."""
 
+from astrollava_jax.data.faults import visible
+
 NAMED = 5
 """Names kept per kind: enough to look one up, few enough for a screen."""
+
+_LONGEST_NAME = 500
 
 
 class Refused(ValueError):
@@ -25,7 +29,7 @@ class Tally:
         self.counts[kind] = self.counts.get(kind, 0) + 1
         names = self._names.setdefault(kind, [])
         if name and len(names) < NAMED:
-            names.append(name)
+            names.append(visible(name, _LONGEST_NAME))
 
     def refuse(self, refused: Refused) -> None:
         """One more sample that was not taken."""

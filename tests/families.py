@@ -5,6 +5,7 @@ reads the other, so that nothing of the comparison is written twice. A tensor th
 shows in the logits.
 """
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.torch
 import torch
-from tiny_llava import assert_close
+from tiny_llava import IMAGE_ID, VOCABULARY, assert_close, our_config, spread
 from transformers import (
     CLIPVisionConfig,
     LlavaConfig,
@@ -25,15 +26,13 @@ from transformers import (
 from astrollava_jax.batch import Batch
 from astrollava_jax.inference.cache import empty_cache, read_on
 from astrollava_jax.models import llava
-from astrollava_jax.models.clip import ClipConfig
-from astrollava_jax.models.projector import MlpConfig
 from astrollava_jax.params import merge, split
 from astrollava_jax.training.step import loss_weights, weighted_nll
 from astrollava_jax.weights.directory import open_model
 from astrollava_jax.weights.load import load
 from astrollava_jax.weights.save import save
 
-IMAGE_ID, VOCABULARY, LENGTH, START = 61, 64, 24, 2
+LENGTH, START = 24, 2
 
 DECODER = {
     "vocab_size": VOCABULARY, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2,
@@ -56,10 +55,7 @@ TOWER = {
 
 def on(llm: Any) -> llava.LlavaConfig:
     """Our config of a decoder behind that tower."""
-    tower = ClipConfig(
-        image_size=28, patch_size=14, embed_dim=32, mlp_dim=48, num_layers=3, num_heads=4
-    )
-    return llava.LlavaConfig(vision=tower, projector=MlpConfig(depth=2), llm=llm)
+    return dataclasses.replace(our_config(), llm=llm)
 
 
 def clip() -> CLIPVisionConfig:
@@ -78,14 +74,7 @@ def torch_model(
         vision_feature_select_strategy=strategy, image_seq_length=4,
     )  # fmt: skip
     config._attn_implementation = "eager"
-    model = LlavaForConditionalGeneration(config).eval().float()
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            if value.ndim == 1:
-                value.add_(0.1 * torch.randn_like(value))
-            elif "embed" not in name:
-                value.normal_(0, value[0].numel() ** -0.5)
-    return model
+    return spread(LlavaForConditionalGeneration(config).eval().float())
 
 
 @functools.cache
@@ -109,19 +98,24 @@ def sample(prefix: int, size: int) -> Batch:
     )
 
 
-def their_output(model: LlavaForConditionalGeneration, batch: Batch, tower: Any) -> Any:
-    """Logits and loss of transformers; the gradients stay at its parameters."""
-    images = batch.images[:, 0].astype(np.float32) / 255
+def asked(batch: Batch, tower: Any) -> dict[str, torch.Tensor]:
+    """The batch as transformers takes it."""
+    images = np.asarray(batch.images[:, 0], np.float32) / 255
     images = (images - np.array(tower.pixel_mean)) / np.array(tower.pixel_std)
     labels = np.full(batch.tokens.shape, -100)
-    for row, learned in enumerate(batch.learned_index):
+    for row, learned in enumerate(np.asarray(batch.learned_index)):
         labels[row, learned + 1] = batch.targets[row, learned]
-    output = model(
-        input_ids=torch.tensor(batch.tokens, dtype=torch.long),
-        pixel_values=torch.tensor(images.transpose(0, 3, 1, 2).astype(np.float32)),
-        attention_mask=torch.ones(batch.tokens.shape, dtype=torch.long),
-        labels=torch.tensor(labels),
-    )
+    return {
+        "input_ids": torch.tensor(np.asarray(batch.tokens), dtype=torch.long),
+        "pixel_values": torch.tensor(images.transpose(0, 3, 1, 2).astype(np.float32)),
+        "attention_mask": torch.ones(batch.tokens.shape, dtype=torch.long),
+        "labels": torch.tensor(labels),
+    }
+
+
+def their_output(model: LlavaForConditionalGeneration, batch: Batch, tower: Any) -> Any:
+    """Logits and loss of transformers; the gradients stay at its parameters."""
+    output = model(**asked(batch, tower))
     output.loss.backward()
     return output
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from astrollava_jax import files
+from astrollava_jax import files, ranges
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_a_reader_reads_ranges_and_what_the_end_leaves(shards):
 
 
 def test_only_the_last_readers_keep_their_files_open(shards, monkeypatch):
-    monkeypatch.setattr(files, "_OPEN_READERS", 3)
+    monkeypatch.setattr(ranges, "_OPEN_READERS", 3)
     readers = [files.RangeReader(path) for path in shards]
     assert still_open(shards) == []
     for number in (0, 1, 2, 0, 3):
@@ -56,7 +56,7 @@ def test_only_the_last_readers_keep_their_files_open(shards, monkeypatch):
 
 
 def test_a_file_is_not_closed_while_a_thread_reads_it(shards, monkeypatch):
-    monkeypatch.setattr(files, "_OPEN_READERS", 1)
+    monkeypatch.setattr(ranges, "_OPEN_READERS", 1)
     first, second = (files.RangeReader(path) for path in shards[:2])
     pread = os.pread
 
@@ -73,7 +73,7 @@ def test_a_file_is_not_closed_while_a_thread_reads_it(shards, monkeypatch):
 
 
 def test_threads_read_from_more_files_than_stay_open(shards, monkeypatch):
-    monkeypatch.setattr(files, "_OPEN_READERS", 3)
+    monkeypatch.setattr(ranges, "_OPEN_READERS", 3)
     readers = [files.RangeReader(path) for path in shards]
     numbers = np.random.default_rng(0).integers(0, len(shards), 4000).tolist()
     with ThreadPoolExecutor(8) as threads:
@@ -143,3 +143,12 @@ def test_an_empty_folder_that_cannot_be_replaced_is_refused_at_once(tmp_path, mo
     with files.publish_folder(mount / "new"):
         pass
     assert os.listdir(mount) == ["new"]
+
+
+def test_all_files_of_a_folder_are_named_but_what_is_being_published(tmp_path):
+    for name in ("b", "a/d/x", "a/c"):
+        files.write_text(tmp_path / name, "")
+    (tmp_path / "a" / ".c.01234567.part").write_bytes(b"")
+    assert files.walk(tmp_path) == ["a/c", "a/d/x", "b"]
+    files.remove_unfinished(tmp_path / "a")
+    assert os.listdir(tmp_path / "a") != [] and not list(tmp_path.rglob(".*"))

@@ -19,11 +19,13 @@ PACKAGE = Path(astrollava_jax.__file__).parent
 DATA_PREP = Path(data_prep.__file__).parent
 ROOT = PACKAGE.parent
 
-GROUND = {"config", "files", "batch", "params", "sharding", "report"}
+GROUND = {"config", "files", "ranges", "checksums", "batch", "params", "sharding", "report"}
 MIDDLE = {"training", "inference", "planning", "quickstart", "bench"}
 
 MAY_IMPORT = {
-    "files": set(),
+    "ranges": set(),
+    "files": {"ranges"},
+    "checksums": {"files"},
     "batch": set(),
     "params": set(),
     "config": {"files"},
@@ -33,6 +35,7 @@ MAY_IMPORT = {
     "data": GROUND,
     "weights": GROUND | {"models", "data"},
     **dict.fromkeys(MIDDLE, GROUND | {"models", "data", "weights"}),
+    "bench": GROUND | {"models", "data", "weights", "training", "quickstart"},  # what it measures
     "run": GROUND | {"models", "data", "weights"} | MIDDLE,
     "cli": {"config", "run"},
     "__init__": {"run"},
@@ -42,6 +45,7 @@ MAY_IMPORT = {
 
 DATA_PREP_MAY_IMPORT = (
     "data.example",
+    "data.faults",
     "data.tfrecord",
     "data.image",
     "files",

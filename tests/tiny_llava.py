@@ -61,7 +61,11 @@ def _built(
         image_token_index=IMAGE_ID, tie_word_embeddings=text.tie_word_embeddings,
         vision_feature_layer=-2, vision_feature_select_strategy="default", **options,
     )  # fmt: skip
-    model = model_class(config).eval().float()
+    return spread(model_class(config).eval().float())
+
+
+def spread(model: Any) -> Any:
+    """The model with random numbers large enough to matter."""
     with torch.no_grad():
         for name, value in model.named_parameters():
             if value.ndim == 1:

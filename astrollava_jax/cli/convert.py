@@ -1,6 +1,7 @@
 """`astrollava convert SRC DST --layout hf|llava|orbax|peft`."""
 
 import argparse
+import json
 
 from astrollava_jax.cli.options import add_base
 
@@ -18,6 +19,7 @@ must not exist.
   astrollava convert RUN DST --layout hf --merge                     RUN trained LoRA adapters
   astrollava convert RUN DST --layout peft                           the adapters alone, for PEFT
   astrollava convert SRC DST --layout hf --image-size 448            its tower sees larger pictures
+  astrollava convert SRC DST --layout hf --image-size 448 --grid "[[448, 896], [896, 448]]"
 """
 
 
@@ -36,12 +38,19 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--image-size", type=int, metavar="N", help="interpolate the tower's positions to N pixels"
     )
+    parser.add_argument(
+        "--grid",
+        type=_canvases,
+        metavar="CANVASES",
+        help="canvases [[height, width], ...] for pictures of any resolution, in multiples of the "
+        "tower's size",
+    )
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"))
     parser.add_argument(
         "--merge", action="store_true", help="write full weights, with LoRA adapters added in"
     )
     add_base(parser)
-    parser.add_argument("--seed", type=int, default=0, help="of a fresh projector")
+    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="of what is fresh")
     # Options may stand between the two directories.
     arguments = parser.parse_intermixed_args(argv)
     joined = len(arguments.paths) == 1
@@ -58,7 +67,28 @@ def main(argv: list[str]) -> None:
         llm=arguments.llm,
         bases=arguments.bases,
         image_size=arguments.image_size,
+        grid=arguments.grid,
         dtype=arguments.dtype,
         seed=arguments.seed,
         merge=arguments.merge,
     )
+
+
+def _canvases(text: str) -> tuple[tuple[int, int], ...]:
+    """Canvases as a run's file has them."""
+    try:
+        found = tuple((height, width) for height, width in json.loads(text))
+    except (TypeError, ValueError):
+        found = ()
+    if not found or not all(type(side) is int for canvas in found for side in canvas):
+        raise argparse.ArgumentTypeError(
+            f"expected canvases [[height, width], ...] in pixels, found {text!r}"
+        )
+    return found
+
+
+def _seed(word: str) -> int:
+    """A seed, as a run's file may have it."""
+    if not word.isdecimal() or int(word) >= 2**31:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 2**31 - 1, found {word!r}")
+    return int(word)

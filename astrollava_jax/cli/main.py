@@ -11,11 +11,14 @@ import sys
 import traceback
 from typing import Any
 
+from astrollava_jax.cli import supervisor
+
 COMMANDS = {
     "quickstart": "the whole job on a simulated sky, on this machine, in minutes",
     "train": "train one stage, or go on with it, from a YAML file",
     "convert": "turn a model from one layout into another",
     "ask": "one answer about some pictures",
+    "verify": "compare checkpoints, exports and records with their checksums",
 }
 
 GOES_ON = ("quickstart", "train")
@@ -47,7 +50,12 @@ in one screen; 75 stopped, start the same command again to go on; 1 anything els
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns its exit code."""
+    """Runs one command; returns its exit code.
+
+    What goes on when it is started again is run in a child that is watched, if it comes from the
+    command line; a given `argv` is run here.
+    """
+    typed = argv is None
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(
         prog="astrollava",
@@ -65,9 +73,20 @@ def main(argv: list[str] | None = None) -> int:
         return MISTAKE
     # Only the first word belongs to this parser: `COMMAND --help` is the command's own.
     arguments = parser.parse_args(argv[:1])
+    if typed and arguments.command in GOES_ON and supervisor.wanted(argv):
+        return supervisor.supervise(argv)
     module = importlib.import_module(f"astrollava_jax.cli.{arguments.command}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's notes about the processor
-    return _run(module, argv[1:])
+    if not (typed and supervisor.begin_child()):
+        return _run(module, argv[1:])
+    try:
+        code = _run(module, argv[1:])
+    except Exception:
+        traceback.print_exc()
+        code = FAILED
+    if code != COMPLETE:
+        supervisor.end_child(code)
+    return code
 
 
 def _run(module: Any, argv: list[str]) -> int:
@@ -80,6 +99,9 @@ def _run(module: Any, argv: list[str]) -> int:
         print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return RESUMABLE
     except Exception as error:
+        if getattr(error, "resumable", False):
+            print(f"astrollava: {_told(error)}", file=sys.stderr)
+            return RESUMABLE
         if _disk_is_full(error):
             print("astrollava: no room left on the disk: make some, start again", file=sys.stderr)
             return FAILED

@@ -10,6 +10,16 @@ Train one stage from a YAML file that says everything. When its run directory (`
 run, it goes on from the newest checkpoint; a finished run says so.
 
 Any key of the file can be replaced: --batch.samples 64 --optimizer.groups.0.peak_lr 1e-4
+
+SIGTERM, SIGHUP, SIGUSR1 or Ctrl-C: the step is finished and saved, and the exit code is 75: start
+the same command again. A second Ctrl-C ends at once. SIGUSR2 prints the stacks of all threads.
+
+Several processes are one run where Slurm, MPI or a TPU pod started them, or with, in each of them,
+  ASTROLLAVA_COORDINATOR=HOST:PORT   of process 0
+  ASTROLLAVA_PROCESSES=N             how many there are
+  ASTROLLAVA_PROCESS=I               which this one is, from 0 on
+They share one file system. ASTROLLAVA_UNWATCHED=1 trains without the small parent process that
+passes signals on and ends a run that hangs.
 """
 
 

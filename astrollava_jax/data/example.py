@@ -14,6 +14,8 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Literal, get_args
 
+from astrollava_jax.data.faults import RecordError
+
 Role = Literal["human", "assistant"]
 IMAGE_MARKER = "<image>"
 
@@ -52,16 +54,22 @@ def encode(example: Example) -> bytes:
     """The example as a serialised `tf.train.Example`.
 
     Raises:
-        ValueError: if the id is empty or a turn's role is unknown.
+        ValueError: if the id is empty, a turn's role is unknown, or a text has half a character.
     """
     if not example.id:
         raise ValueError("an example needs an id: it is how errors and logs name it")
     for number, turn in enumerate(example.turns):
         _check_role(turn.role, example.id, number)
-    features: Features = {name: [getattr(example, name).encode()] for name in TEXT_FEATURES}
+    try:
+        features: Features = {name: [getattr(example, name).encode()] for name in TEXT_FEATURES}
+        features["turns/text"] = [turn.text.encode() for turn in example.turns]
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"example {example.id!a}: expected text that UTF-8 can write, found half a character, "
+            f"{error.object[error.start]!a}, at {error.start}"
+        ) from None
     features["image"] = list(example.images)
     features["turns/role"] = [turn.role.encode() for turn in example.turns]
-    features["turns/text"] = [turn.text.encode() for turn in example.turns]
     return _write_features(features)
 
 
@@ -69,13 +77,14 @@ def decode(content: bytes) -> Example:
     """The example in a serialised `tf.train.Example`; features of other names are ignored.
 
     Raises:
-        ValueError: if the bytes are no such message, the id is missing, a role is unknown, or the
+        RecordError: if the bytes are no such message, the id is missing, a role is unknown, or the
             roles and texts are not equally many.
     """
     features = _read_features(content)
     texts = {name: _text(features, name) for name in TEXT_FEATURES}
     if not texts["id"]:
-        raise ValueError(f"expected a feature 'id', found {sorted(features) or 'none at all'}")
+        found = sorted(features) or "none at all"
+        raise RecordError(f"expected a feature 'id', found {found}", "message")
     return Example(
         images=tuple(features.get("image", ())), turns=_turns(features, texts["id"]), **texts
     )
@@ -83,16 +92,18 @@ def decode(content: bytes) -> Example:
 
 def _check_role(role: str, example_id: str, number: int) -> None:
     if role not in get_args(Role):
-        raise ValueError(
+        raise RecordError(
             f"example {example_id}, turn {number}: expected the role to be one of "
-            f"{', '.join(get_args(Role))}, found {role!r}"
+            f"{', '.join(get_args(Role))}, found {role!r}",
+            "role",
         )
 
 
 def _text(features: Features, name: str) -> str:
     values = features.get(name, [])
     if len(values) > 1:
-        raise ValueError(f"feature {name!r}: expected one text, found {len(values)}")
+        found = len(values)
+        raise RecordError(f"feature {name!r}: expected one text, found {found}", "message")
     return _utf8(values[0], name) if values else ""
 
 
@@ -100,16 +111,18 @@ def _utf8(value: bytes, name: str) -> str:
     try:
         return value.decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"feature {name!r}: expected UTF-8 text, found {error.reason}") from None
+        why = f"feature {name!r}: expected UTF-8 text, found {error.reason}"
+        raise RecordError(why, "message") from None
 
 
 def _turns(features: Features, example_id: str) -> tuple[Turn, ...]:
     roles = [_utf8(role, "turns/role") for role in features.get("turns/role", [])]
     texts = [_utf8(text, "turns/text") for text in features.get("turns/text", [])]
     if len(roles) != len(texts):
-        raise ValueError(
+        raise RecordError(
             f"example {example_id}: expected as many roles as texts, "
-            f"found {len(roles)} in turns/role and {len(texts)} in turns/text"
+            f"found {len(roles)} in turns/role and {len(texts)} in turns/text",
+            "message",
         )
     for number, role in enumerate(roles):
         _check_role(role, example_id, number)
@@ -184,9 +197,9 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
         elif kind in _OTHER_KINDS:
             length = _OTHER_KINDS[kind]
         else:
-            raise ValueError(f"not a tf.train.Example: field kind {kind} at byte {position}")
+            raise _no_example(f"field kind {kind} at byte {position}")
         if position + length > len(message):
-            raise ValueError(f"not a tf.train.Example: a field of {length} bytes is cut short")
+            raise _no_example(f"a field of {length} bytes is cut short")
         if kind == 2:
             yield number, message[position : position + length]
         position += length
@@ -197,10 +210,14 @@ def _read_varint(message: memoryview, position: int) -> tuple[int, int]:
     number = 0
     for shift in range(0, 70, 7):
         if position == len(message):
-            raise ValueError("not a tf.train.Example: it ends inside a number")
+            raise _no_example("it ends inside a number")
         byte = message[position]
         position += 1
         number |= (byte & 0x7F) << shift
         if byte < 0x80:
             return number, position
-    raise ValueError(f"not a tf.train.Example: a number of more than ten bytes at {position}")
+    raise _no_example(f"a number of more than ten bytes at {position}")
+
+
+def _no_example(why: str) -> RecordError:
+    return RecordError(f"not a tf.train.Example: {why}", "message")

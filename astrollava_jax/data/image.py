@@ -19,9 +19,10 @@ from typing import Literal
 import numpy as np
 import simplejpeg
 from jaxtyping import Float32, UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from astrollava_jax.batch import ImageFacts
+from astrollava_jax.data.faults import Kind, RecordError
 
 Square = Literal["pad", "crop", "stretch"]
 """The modes in which a picture is one image."""
@@ -32,6 +33,15 @@ MAX_PIXELS = 2**28
 """Most pixels that a picture may have, at any moment of its preparation: Pillow holds a pixel in
 four bytes, so this is 1 GiB in each worker. (A file of a few kilobytes can state any size.)"""
 
+FORMS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What is read, by Pillow's names. Of the others that it knows, EPS is a program, which is given to
+Ghostscript to run; some begin with no sign, so that anything may be taken for them; most are met by
+no one."""
+
+MAX_SCANS = 100
+"""Most scans of a JPEG: a progressive one has some ten, and each passes over all its pixels. (A
+file of 300 KB can have ten thousand.)"""
+
 JPEG_QUALITY = 95
 """For pictures that are stored smaller than they came; chroma is kept at full resolution."""
 
@@ -39,13 +49,17 @@ JPEG_QUALITY = 95
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 _JPEG_START = b"\xff\xd8\xff"
+_SCAN = b"\xff\xda"
 _SIMPLE_COLOURS = ("YCbCr", "Gray")
 _STORED_FORMATS = ("JPEG", "PNG")  # those of TFDS's image feature
 _SIXTEEN_BITS = 65535
 
 
-class ImageError(ValueError):
+class ImageError(RecordError):
     """A picture that cannot be decoded, or is too large to be."""
+
+    def __init__(self, message: str, kind: Kind = "image"):
+        super().__init__(message, kind)
 
 
 def prepare(encoded: bytes, mode: Square, facts: ImageFacts) -> UInt8[np.ndarray, "h w 3"]:
@@ -98,15 +112,13 @@ def size_of(encoded: bytes) -> tuple[int, int]:
         ImageError: if the bytes begin no picture, or it is too large.
     """
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            _refuse_large(*image.size)
+        with _open(encoded) as image:
             return image.height, image.width
     except ImageError:
         raise
     except Exception as error:  # Pillow's readers raise nearly everything
         raise ImageError(
-            f"cannot read the header of this picture of {len(encoded)} bytes: "
-            f"{type(error).__name__}: {error}"
+            f"cannot read the header of this picture of {len(encoded)} bytes: {_why(error)}"
         ) from None
 
 
@@ -117,17 +129,31 @@ def decode(encoded: bytes) -> Image.Image:
         ImageError: if the bytes are no picture that can be decoded, or it is too large.
     """
     try:
-        if encoded.startswith(_JPEG_START) and (pixels := _decode_jpeg(encoded)) is not None:
-            return Image.fromarray(pixels)
-        with Image.open(io.BytesIO(encoded)) as image:
-            _refuse_large(*image.size)
+        if encoded.startswith(_JPEG_START):
+            _refuse_scans(encoded)
+            if (pixels := _decode_jpeg(encoded)) is not None:
+                return Image.fromarray(pixels)
+        with _open(encoded) as image:
             return _to_rgb(image)
     except ImageError:
         raise
     except Exception as error:  # Pillow's readers raise nearly everything
         raise ImageError(
-            f"cannot decode this picture of {len(encoded)} bytes: {type(error).__name__}: {error}"
+            f"cannot decode this picture of {len(encoded)} bytes: {_why(error)}"
         ) from None
+
+
+def _open(encoded: bytes) -> Image.Image:
+    """The picture, of which only the header has been read."""
+    image = Image.open(io.BytesIO(encoded), formats=FORMS)
+    _refuse_large(*image.size)
+    return image
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # its own words hold an address in memory
+        return f"it is none of {', '.join(FORMS)}"
+    return f"{type(error).__name__}: {error}"
 
 
 def _decode_jpeg(encoded: bytes) -> UInt8[np.ndarray, "h w 3"] | None:
@@ -207,12 +233,20 @@ def _shrink(image: Image.Image, scale: float) -> Image.Image:
 
 
 def _format(encoded: bytes) -> str:
-    with Image.open(io.BytesIO(encoded)) as image:
+    with _open(encoded) as image:
         # A JPEG with further pictures behind the first is called MPO.
         return "JPEG" if image.format == "MPO" else image.format or ""
 
 
+def _refuse_scans(encoded: bytes) -> None:
+    # Inside a scan these two bytes cannot stand.
+    if (scans := encoded.count(_SCAN)) > MAX_SCANS:
+        raise ImageError(f"a JPEG of {scans} scans: expected at most {MAX_SCANS}")
+
+
 def _refuse_large(width: int, height: int) -> None:
+    if not width * height:
+        raise ImageError(f"{width} x {height} pixels: expected at least one")
     if width * height > MAX_PIXELS:
         raise ImageError(
             f"{width} x {height} pixels: expected at most {MAX_PIXELS} in all; shrink it, or, if "

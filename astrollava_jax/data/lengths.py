@@ -5,6 +5,7 @@ decoded: of those that are cut into tiles the header is read.
 """
 
 import concurrent.futures
+import concurrent.futures.process
 import dataclasses
 import hashlib
 import io
@@ -23,8 +24,9 @@ from astrollava_jax import files
 from astrollava_jax.data import chat
 from astrollava_jax.data import workers as worker_processes
 from astrollava_jax.data.example import Turn
+from astrollava_jax.data.faults import Fault
 from astrollava_jax.data.image import ImageError
-from astrollava_jax.data.samples import Fault, Part, Reader
+from astrollava_jax.data.samples import Part, Reader
 from astrollava_jax.data.sources import TFRecordSource
 from astrollava_jax.data.tfrecord import CHECKSUMS
 
@@ -32,7 +34,7 @@ PARALLEL_FROM = 4000
 """Records above which worker processes are started: it takes them seconds to begin."""
 
 _CHUNK = 256
-_FORMAT = 2
+_FORMAT = 3
 _SHOWN = 10
 _PROBE = (Turn("human", "What is this?"), Turn("assistant", "A star.")) * 2
 _PROBED_BYTES = 1 << 16
@@ -76,6 +78,7 @@ def measure(
     allow_unlearned: int = 0,
     allow_unreadable: float = 1.0,
     show: bool = False,
+    keep: bool = True,
 ) -> Lengths:
     """The lengths of all records of a mixture.
 
@@ -86,9 +89,12 @@ def measure(
         allow_unlearned: how many samples may have no learned token.
         allow_unreadable: which fraction of the records may be damaged.
         show: whether to draw a progress bar, on a terminal.
+        keep: whether to write what was measured.
 
     Raises:
         ValueError: if more records than allowed are damaged, or have no learned token; names them.
+        StorageError, FileNotFoundError: if records cannot be read.
+        WorkerDied: if one of the processes did.
     """
     found, measured, start = [], {}, 0
     for part in reader.parts:
@@ -105,7 +111,7 @@ def measure(
     # What is refused is not kept: it may be mended. What a run began with is, or it would end
     # with another order of records than it began with.
     _check_readable(lengths, allow_unreadable)
-    for path, part_lengths in measured.items():
+    for path, part_lengths in measured.items() if keep else ():
         _write(path, part_lengths)
     _check_learned(reader, lengths, allow_unlearned)
     return lengths
@@ -171,6 +177,8 @@ def _measure_chunks(reader: Reader, chunks: Sequence[range], workers: int) -> It
             with worker_processes.shielded():
                 results = pool.map(_measure_in_worker, chunks)
             yield from results
+        except concurrent.futures.process.BrokenProcessPool:
+            raise worker_processes.WorkerDied("while records were measured") from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -199,9 +207,8 @@ def _measure_chunk(reader: Reader, chunk: range) -> Lengths:
             content = reader.read(record)
             name = content.id
             words = reader.words(record, content)
-        except (ValueError, OSError) as error:
-            damaged = not name or isinstance(error, ImageError)
-            faults.append(Fault(name, reader.where(record), str(error), damaged))
+        except ValueError as error:
+            faults.append(Fault.of(error, name, reader.where(record)))
             continue
         table["tokens"][row] = len(words.tokens)
         table["images"][row] = words.num_images
@@ -262,7 +269,7 @@ def _name(reader: Reader, record: int) -> str | None:
     """Which record it is and why nothing is learned of it; None where it cannot be read."""
     try:
         content = reader.read(record)
-    except (ValueError, OSError):
+    except ValueError:
         return None
     try:
         whole = reader.words(record, content).whole

@@ -7,7 +7,9 @@ shared.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -17,19 +19,26 @@ from grain.experimental import (
     ThreadPrefetchDatasetIterator,
     WithOptionsIterDataset,
 )
+from jaxtyping import Int32, UInt8
 
 from astrollava_jax.batch import Batch
 from astrollava_jax.data import workers as worker_processes
+from astrollava_jax.data.faults import Fault, StorageError
 from astrollava_jax.data.pack import RunPlan
 from astrollava_jax.data.rows import Row, RowBuilder
-from astrollava_jax.data.samples import Fault, Reader
+from astrollava_jax.data.samples import Reader
 
 _BATCHES_AHEAD = 2
 _ROWS_AHEAD = 2
 """Per worker: enough to keep it busy, few enough for the shared memory of a container."""
 
 _THREADS = 2
-_SMALLEST_SHARED_BYTES = 1 << 16
+_DEAD_WORKER = "Worker process was terminated unexpectedly with (exit code -?[0-9]+)"
+"""What Grain says of it, within a second."""
+_SMALLEST_SHARED_BYTES = 1 << 10
+"""Of an array that a worker hands over in shared memory. The pipe (64 KiB) must hold what is left
+of two or three rows: a worker that is killed while it waits for room in the pipe leaves half a row
+there, and the reader waits for the rest without end (seen at a length of 2048)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +63,8 @@ class Pipeline:
         reader: of the records that were planned.
         workers: processes that make rows; with 0, threads of this process do.
         process_index: of this process among those that train,
-        process_count: each of which makes as many consecutive rows of every step.
+        process_count: each of which makes as many consecutive rows
+        micro_batches: of each of these equal parts of every step.
 
     Raises:
         ValueError: if the plan's rows cannot be shared among the processes.
@@ -68,16 +78,17 @@ class Pipeline:
         workers: int = 0,
         process_index: int = 0,
         process_count: int = 1,
+        micro_batches: int = 1,
     ):
-        if plan.rows % process_count:
+        if plan.rows % (process_count * micro_batches):
             raise ValueError(
                 f"a step has {plan.rows} rows, which {process_count} processes cannot share: "
                 "plan a multiple of their number"
             )
         self.plan = plan
         self._workers = workers
-        self._local_rows = plan.rows // process_count
-        self._first_row = process_index * self._local_rows
+        numbers = np.arange(plan.rows).reshape(micro_batches, process_count, -1)
+        self._rows: list[int] = numbers[:, process_index].reshape(-1).tolist()
         self._build_row = RowBuilder(reader, plan.shape)
 
     def batches(self, start: int = 0) -> "Batches":
@@ -91,8 +102,8 @@ class Pipeline:
 
     def _steps(self, start: int) -> grain.IterDataset[Row]:
         """The rows of each step from `start` on."""
-        build = _PlannedRow(self.plan, self._build_row, self._first_row, self._local_rows)
-        numbers = (start * self._local_rows, self.plan.total_steps * self._local_rows)
+        build = _PlannedRow(self.plan, self._build_row, self._rows)
+        numbers = (start * len(self._rows), self.plan.total_steps * len(self._rows))
         # Grain would read far ahead, and its element is a whole row with its pictures.
         threads, ahead = (1, 1) if self._workers else (_THREADS, _ROWS_AHEAD)
         rows = (
@@ -106,7 +117,7 @@ class Pipeline:
                 grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=_ROWS_AHEAD),
                 worker_init_fn=_begin_worker,
             )
-        return rows.batch(self._local_rows, drop_remainder=True, batch_fn=_stack)
+        return rows.batch(len(self._rows), drop_remainder=True, batch_fn=_stack)
 
 
 class Batches(Iterator[StepData]):
@@ -121,7 +132,7 @@ class Batches(Iterator[StepData]):
         if self._steps is None or self._step >= self._plan.total_steps:
             self.close()
             raise StopIteration
-        rows = next(self._steps)
+        rows = self._next(self._steps)
         self._step += 1
         return StepData(
             batch=rows.arrays,
@@ -129,6 +140,23 @@ class Batches(Iterator[StepData]):
             faults=list(rows.faults),
             filled=self._plan.filled(self._step - 1),
         )
+
+    def _next(self, steps: ThreadPrefetchDatasetIterator) -> Row:
+        """The rows of the next step.
+
+        Raises:
+            StorageError, FileNotFoundError: if records cannot be read any more.
+            WorkerDied: if a worker did.
+        """
+        try:
+            return next(steps)
+        except (StorageError, FileNotFoundError) as error:
+            raise type(error)(str(error)) from None  # not with the frames of another process
+        except RuntimeError as error:
+            found = re.search(_DEAD_WORKER, str(error))
+            if found is None:
+                raise
+            raise worker_processes.WorkerDied(found[1]) from None
 
     def __enter__(self) -> "Batches":
         return self
@@ -150,18 +178,40 @@ class _PlannedRow:
 
     plan: RunPlan
     build_row: RowBuilder
-    first_row: int
-    local_rows: int
+    rows: Sequence[int]
+    """Of every step, those that this process makes."""
 
-    def __call__(self, number: int) -> Row:
-        step, row = divmod(number, self.local_rows)
-        return self.build_row(self.plan.row(step, self.first_row + row))
+    def __call__(self, number: int) -> "_Sent":
+        step, place = divmod(number, len(self.rows))
+        return _Sent.of(self.build_row(self.plan.row(step, self.rows[place])))
 
 
-def _stack(rows: Sequence[Row]) -> Row:
+class _Sent(NamedTuple):
+    """A row on its way between processes: each of its arrays costs a piece of shared memory."""
+
+    numbers: Int32[np.ndarray, " n"]
+    """All fields but the pictures, one behind the other."""
+    sizes: tuple[int, ...]
+    images: UInt8[np.ndarray, "I h w 3"]
+    records: tuple[tuple[int, str], ...]
+    faults: tuple[Fault, ...]
+
+    @classmethod
+    def of(cls, row: Row) -> "_Sent":
+        fields = [field for field in row.arrays if field is not row.arrays.images]
+        sizes = tuple(map(len, fields))
+        return cls(np.concatenate(fields), sizes, row.arrays.images, row.records, row.faults)
+
+    def arrays(self) -> Batch:
+        fields = np.split(self.numbers, np.cumsum(self.sizes)[:-1])
+        fields.insert(Batch._fields.index("images"), self.images)
+        return Batch(*fields)
+
+
+def _stack(rows: Sequence[_Sent]) -> Row:
     """Many rows as one, their arrays with the leading dimension of `Batch`."""
     return Row(
-        arrays=Batch(*(np.stack(field) for field in zip(*(row.arrays for row in rows)))),
+        arrays=Batch(*(np.stack(field) for field in zip(*(row.arrays() for row in rows)))),
         records=tuple(record for row in rows for record in row.records),
         faults=tuple(fault for row in rows for fault in row.faults),
     )

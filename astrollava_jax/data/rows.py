@@ -10,8 +10,9 @@ from jaxtyping import UInt8
 
 from astrollava_jax.batch import TEXT, Batch, ImageFacts, empty_rows
 from astrollava_jax.data.example import Example
+from astrollava_jax.data.faults import Fault, RecordError, visible
 from astrollava_jax.data.image import ImageError
-from astrollava_jax.data.samples import Fault, Reader, Words
+from astrollava_jax.data.samples import Reader, Words
 
 
 class Slot(NamedTuple):
@@ -104,7 +105,7 @@ class RowBuilder:
         words = self._blank(slot)
         try:
             content = self._reader.read(slot.record)
-            name = content.id
+            name = visible(content.id)
             if slot.tokens == 0 and self._refuses(slot, content):
                 return Sample(slot, words, ()), name, None
             found = self._reader.words(slot.record, content)
@@ -114,9 +115,9 @@ class RowBuilder:
                 self._reader.pixels(slot.record, encoded)
                 for encoded in content.images[: found.num_pictures]
             ]
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             unlearned = dataclasses.replace(words, learned=np.zeros_like(words.learned))
-            return Sample(slot, unlearned, ()), name or where, Fault(name, where, str(error))
+            return Sample(slot, unlearned, ()), name or where, Fault.of(error, name, where)
         return Sample(slot, words, tuple(itertools.chain.from_iterable(pixels))), name, None
 
     def _refuses(self, slot: Slot, content: Example) -> bool:
@@ -145,8 +146,9 @@ def _check_planned(slot: Slot, words: Words) -> None:
     planned = (slot.tokens, slot.images, slot.learned)
     found = (len(words.tokens), words.num_images, words.num_learned)
     if planned != found:
-        raise ValueError(
+        raise RecordError(
             "the plan expects {} tokens, {} images and {} learned tokens, ".format(*planned)
             + "the record gives {}, {} and {}: it is not as it was measured; ".format(*found)
-            + "remove the plan folder to measure again"
+            + "remove the plan folder to measure again",
+            "changed",
         )

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int32, UInt8
 
 from astrollava_jax.batch import TEXT, ImageFacts
 from astrollava_jax.data import chat, example
+from astrollava_jax.data.dialogue import shortened
 from astrollava_jax.data.example import Example
 from astrollava_jax.data.image import Mode
 from astrollava_jax.data.mixture import TemplateName
@@ -20,6 +21,10 @@ from astrollava_jax.data.pieces import Rendered
 from astrollava_jax.data.sources import TFRecordSource
 from astrollava_jax.data.tiles import Layout, grid_of, layout_of, prepare_tiles
 from astrollava_jax.data.tokenizer import Tokenizer
+
+_CHARACTERS = 32
+"""Per position of a row: what a record says beyond them is not even tokenised. Tokens of words have
+some four; runs of spaces and dashes have more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,18 +34,6 @@ class Part:
     source: TFRecordSource
     template: TemplateName
     image: Mode = "pad"
-
-
-@dataclasses.dataclass(frozen=True)
-class Fault:
-    """A record that could not be used as it should have been."""
-
-    record: str
-    """Its id, empty where it could not be read."""
-    where: str
-    why: str
-    damaged: bool = False
-    """Whether its bytes are at fault; else its template, or the row's length, refuses it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +58,7 @@ class Words:
     num_images: int
     """What the tower encodes for these: a tile is an image."""
     whole: int
-    """Positions before the cut."""
+    """Positions before the cut, at most those of the characters that are tokenised."""
 
     @property
     def num_learned(self) -> int:
@@ -145,7 +138,8 @@ class Reader:
         """The record.
 
         Raises:
-            ValueError: if its bytes are damaged or no Example.
+            RecordError: if its bytes are damaged or no Example.
+            StorageError, FileNotFoundError: if it cannot be read at all, in some half a minute.
         """
         part, number = self._locate(record)
         return example.decode(part.source[number])
@@ -159,10 +153,11 @@ class Reader:
                 of its pictures.
         """
         part, _ = self._locate(record)
+        turns, caption = shortened(content.turns, content.caption, _CHARACTERS * self.length)
         rendered = chat.render(
             content.id,
-            content.turns,
-            content.caption,
+            turns,
+            caption,
             part.template,
             self.tokenizer,
             len(content.images),

@@ -1,8 +1,10 @@
 """Reads a record set at random places, every record checked against its CRC32C."""
 
 import itertools
+import logging
 import operator
 import re
+import time
 from bisect import bisect_right
 
 import numpy as np
@@ -10,11 +12,16 @@ from jaxtyping import Int
 
 from astrollava_jax import files
 from astrollava_jax.data import tfrecord
+from astrollava_jax.data.faults import RecordError, StorageError
 
 _SHARD = r"(?P<set>.+)\.tfrecord-(?P<number>\d{5,})-of-(?P<count>\d{5,})"
 _FRAMING_BYTES = tfrecord.HEADER_BYTES + tfrecord.FOOTER_BYTES
 
 Index = Int[np.ndarray, "records 2"]
+
+PAUSES = (0.25, 1.0, 3.0, 9.0, 15.0)
+"""Seconds between attempts to read: a network's short fault passes, and all of them are over before
+a watchdog, which waits for a minute at least, would end the run with less to say."""
 
 
 class TFRecordSource:
@@ -32,10 +39,14 @@ class TFRecordSource:
         FileNotFoundError: if there is no folder, no shard in it, or a shard is missing.
         ValueError: if several splits are there to choose from, or a shard and its index do not
             agree.
+
+    Attributes:
+        pauses: between attempts to read a record, in seconds.
     """
 
     def __init__(self, folder: files.Where, split: str | None = None):
         self.folder = str(folder)
+        self.pauses: tuple[float, ...] = PAUSES
         self.shards = _find_shards(folder, split)
         paths = [files.join(folder, shard) for shard in self.shards]
         self._readers = [files.RangeReader(path) for path in paths]
@@ -47,13 +58,20 @@ class TFRecordSource:
         return self._starts[-1]
 
     def __getitem__(self, number: int) -> bytes:
+        """The serialised example.
+
+        Raises:
+            RecordError: if it does not match its checksum.
+            FileNotFoundError: if its shard was taken away while the others stayed.
+            StorageError: if it cannot be read for another reason, after several attempts.
+        """
         shard, record = self._locate(number)
         offset, length = self._indices[shard][record].tolist()
-        content = self._readers[shard].read(offset, length + _FRAMING_BYTES)
+        content = self._read(shard, offset, length + _FRAMING_BYTES)
         try:
             payload = tfrecord.unframe(content)
         except ValueError as error:
-            raise ValueError(f"{self.where(number)}: damaged, {error}") from None
+            raise RecordError(f"{self.where(number)}: damaged, {error}", "checksum") from None
         return payload
 
     def where(self, number: int) -> str:
@@ -65,6 +83,37 @@ class TFRecordSource:
 
     def __repr__(self) -> str:
         return f"TFRecordSource({self.folder!r})"
+
+    def _read(self, shard: int, offset: int, length: int) -> bytes:
+        """Bytes that the index promises: where they do not come, it is not the record's fault."""
+        path, waited = files.join(self.folder, self.shards[shard]), 0.0
+        for pause in (*self.pauses, None):
+            try:
+                content = self._readers[shard].read(offset, length)
+                if len(content) == length:
+                    return content
+                why = f"it ends {length - len(content)} bytes too early; it was whole at the start"
+                kind: type[OSError] = StorageError
+            except OSError as error:
+                why = str(error.strerror or error)
+                kind = FileNotFoundError if self._lacks(error) else StorageError
+            self._readers[shard].close()  # the next attempt opens it anew, after a remount too
+            if pause is None:
+                raise kind(
+                    f"{path}: {why} (tried {len(self.pauses) + 1} times in {waited:.0f} s): bring "
+                    "the file back, and start the run again to go on"
+                )
+            logging.getLogger(__name__).warning("%s: %s; again in %g s", path, why, pause)
+            time.sleep(pause)
+            waited += pause
+        raise AssertionError
+
+    def _lacks(self, error: OSError) -> bool:
+        """Whether a file is gone and the folder is not: a mount that vanished takes all of them."""
+        try:
+            return isinstance(error, FileNotFoundError) and bool(files.names(self.folder))
+        except OSError:
+            return False
 
     def _locate(self, number: int) -> tuple[int, int]:
         number = operator.index(number)

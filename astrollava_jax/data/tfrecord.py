@@ -268,10 +268,11 @@ def _dataset_info(name: str, split: str, description: str, shards: list[_Shard])
 
 
 def _checksums(folder: str) -> dict[str, dict[str, Any]]:
-    return {name: _checksum(files.join(folder, name)) for name in files.names(folder)}
+    return {name: checksum(files.join(folder, name)) for name in files.names(folder)}
 
 
-def _checksum(path: str) -> dict[str, Any]:
+def checksum(path: str) -> dict[str, Any]:
+    """Size and SHA-256 of a file, as `checksums.json` states them."""
     digest = hashlib.sha256()
     with files.open_read(path) as handle:
         while piece := handle.read(1 << 20):

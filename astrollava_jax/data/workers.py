@@ -15,6 +15,19 @@ from multiprocessing import resource_tracker
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+class WorkerDied(RuntimeError):
+    """A worker process ended before its work did; started again, the run goes on."""
+
+    resumable = True
+
+    def __init__(self, found: str):
+        super().__init__(
+            f"a process that prepares data died ({found}): killed from outside, as by the kernel "
+            "when memory is short (-9), or /dev/shm is full (-7); give it more memory, or set "
+            "`workers` lower, and start the run again to go on"
+        )
+
+
 def begin() -> None:
     """Makes this process a worker: call it first, in the worker."""
     for number in _SIGNALS:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from astrollava_jax.config import config
 from astrollava_jax.models.attention import attention
 from astrollava_jax.models.layers import Embedding, Linear, Remat, stack, walk
-from astrollava_jax.models.rotary import Angles, RopeScaling, rotary_angles
+from astrollava_jax.models.rotary import Angles, RopeScaling, rotary_angles, rotate
 
 
 @runtime_checkable
@@ -61,6 +61,62 @@ class DecoderConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} must be even: rotary turns pairs")
+
+
+class Attention(nnx.Module):
+    """Causal attention with rotary positions.
+
+    Args:
+        config: the shape.
+        bias: whether queries, keys and values are shifted.
+        window: positions that a query sees, its own included; None for all.
+        softcap: no score passes it.
+        scale: of the scores; the usual one unless given.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        bias: bool = False,
+        window: int | None = None,
+        softcap: float | None = None,
+        scale: float | None = None,
+        rngs: nnx.Rngs,
+    ):
+        D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
+        heads = ("embed", "heads", "head_dim")
+        self.window, self.softcap, self.score_scale = window, softcap, scale
+        self.q_proj = Linear((D,), (N, H), heads, bias=bias, rngs=rngs)
+        self.k_proj = Linear((D,), (K, H), heads, bias=bias, rngs=rngs)
+        self.v_proj = Linear((D,), (K, H), heads, bias=bias, rngs=rngs)
+        self.o_proj = Linear((N, H), (D,), ("heads", "head_dim", "embed"), rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B T D"], angles: Angles, attend: Attend
+    ) -> Float[Array, "B T D"]:
+        """What each position learns from the earlier ones of its sample."""
+        q, k = rotate(self.q_proj(x), angles), rotate(self.k_proj(x), angles)
+        window, softcap, scale = self.window, self.softcap, self.score_scale
+        gathered = attend(q, k, self.v_proj(x), window=window, softcap=softcap, scale=scale)
+        return self.o_proj(gathered)
+
+
+class Mlp(nnx.Module):
+    """down(activation(gate(x)) * up(x))."""
+
+    def __init__(
+        self, config: DecoderConfig, activation: Callable[[Array], Array], *, rngs: nnx.Rngs
+    ):
+        D, F = config.embed_dim, config.mlp_dim
+        self.activation = activation
+        self.gate_proj = Linear((D,), (F,), ("embed", "mlp"), rngs=rngs)
+        self.up_proj = Linear((D,), (F,), ("embed", "mlp"), rngs=rngs)
+        self.down_proj = Linear((F,), (D,), ("mlp", "embed"), rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """The gated hidden units, mapped back."""
+        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Decoder(nnx.Module):

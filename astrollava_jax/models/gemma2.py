@@ -11,9 +11,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from astrollava_jax.config import config
-from astrollava_jax.models.decoder import Attend, Decoder, DecoderConfig
-from astrollava_jax.models.layers import Linear, tanh_gelu
-from astrollava_jax.models.rotary import Angles, rotate
+from astrollava_jax.models.decoder import Attend, Attention, Decoder, DecoderConfig, Mlp
+from astrollava_jax.models.layers import tanh_gelu
+from astrollava_jax.models.rotary import Angles
 from astrollava_jax.sharding import shard
 
 
@@ -55,53 +55,16 @@ class CenteredRmsNorm(nnx.Module):
         return (wide * (1.0 + self.scale.get_value().astype(jnp.float32))).astype(x.dtype)
 
 
-class Attention(nnx.Module):
-    """Causal attention with capped scores, through a window or not."""
-
-    def __init__(self, config: Gemma2Config, window: int | None, *, rngs: nnx.Rngs):
-        D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
-        heads = ("embed", "heads", "head_dim")
-        self.window, self.softcap = window, config.attention_softcap
-        self.score_scale = config.query_scale**-0.5
-        self.q_proj = Linear((D,), (N, H), heads, rngs=rngs)
-        self.k_proj = Linear((D,), (K, H), heads, rngs=rngs)
-        self.v_proj = Linear((D,), (K, H), heads, rngs=rngs)
-        self.o_proj = Linear((N, H), (D,), ("heads", "head_dim", "embed"), rngs=rngs)
-
-    def __call__(
-        self, x: Float[Array, "B T D"], angles: Angles, attend: Attend
-    ) -> Float[Array, "B T D"]:
-        """What each position learns from the earlier ones of its sample."""
-        q, k = rotate(self.q_proj(x), angles), rotate(self.k_proj(x), angles)
-        gathered = attend(
-            q, k, self.v_proj(x), window=self.window, softcap=self.softcap, scale=self.score_scale
-        )
-        return self.o_proj(gathered)
-
-
-class Mlp(nnx.Module):
-    """down(gelu(gate(x)) * up(x))."""
-
-    def __init__(self, config: Gemma2Config, *, rngs: nnx.Rngs):
-        D, F = config.embed_dim, config.mlp_dim
-        self.gate_proj = Linear((D,), (F,), ("embed", "mlp"), rngs=rngs)
-        self.up_proj = Linear((D,), (F,), ("embed", "mlp"), rngs=rngs)
-        self.down_proj = Linear((F,), (D,), ("mlp", "embed"), rngs=rngs)
-
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """The gated hidden units, mapped back."""
-        return self.down_proj(tanh_gelu(self.gate_proj(x)) * self.up_proj(x))
-
-
 class Block(nnx.Module):
     """Norm, attention, norm, added; norm, MLP, norm, added."""
 
     def __init__(self, config: Gemma2Config, window: int | None, *, rngs: nnx.Rngs):
         D, eps = config.embed_dim, config.norm_eps
         self.norm1, self.norm1_after = CenteredRmsNorm(D, eps), CenteredRmsNorm(D, eps)
-        self.attn = Attention(config, window, rngs=rngs)
+        cap, scale = config.attention_softcap, config.query_scale**-0.5
+        self.attn = Attention(config, window=window, softcap=cap, scale=scale, rngs=rngs)
         self.norm2, self.norm2_after = CenteredRmsNorm(D, eps), CenteredRmsNorm(D, eps)
-        self.mlp = Mlp(config, rngs=rngs)
+        self.mlp = Mlp(config, tanh_gelu, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "B T D"], angles: Angles, attend: Attend

@@ -109,10 +109,7 @@ class Llava(nnx.Module):
             config.vision.embed_dim, config.llm.embed_dim, rngs=rngs
         )
         self.llm = config.llm.build(rngs)
-        dim, axes = config.llm.embed_dim, (None, "embed")
-        self.image_newline = (
-            Embedding(1, dim, axes, scale=dim**-0.5, rngs=rngs) if config.grid else None
-        )
+        self.image_newline = line_end(config.llm.embed_dim, rngs) if config.grid else None
 
     def encode(self, images: UInt8[Array, "M h w 3"], dtype: Any) -> Float[Array, "M P D"]:
         """Image features in the decoder's width."""
@@ -149,6 +146,11 @@ class Llava(nnx.Module):
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Scores of every word."""
         return self.llm.logits(hidden)
+
+
+def line_end(dim: int, rngs: nnx.Rngs) -> Embedding:
+    """The vector that ends each line of a picture, as LLaVA-NeXT begins it."""
+    return Embedding(1, dim, (None, "embed"), scale=dim**-0.5, rngs=rngs)
 
 
 def logical_axes(model: nnx.Module) -> dict[str, Axes]:

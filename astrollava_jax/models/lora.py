@@ -6,6 +6,7 @@ Source: arXiv 2106.09685; initial numbers and scale as PEFT's.
 import dataclasses
 import math
 import zlib
+from collections.abc import Mapping
 from typing import Annotated, TypeVar
 
 import jax
@@ -17,7 +18,7 @@ from pydantic import Field
 from astrollava_jax.config import config
 from astrollava_jax.models.dropout import drop
 from astrollava_jax.models.layers import Linear, linears
-from astrollava_jax.params import select
+from astrollava_jax.params import matches, select
 
 HEAD = "llm/lm_head"
 """Takes no adapter, as in LLaVA: its scores are made in pieces, and it may be the embedding."""
@@ -75,19 +76,40 @@ def attach(model: Module, config: LoraConfig, key: Key[Array, ""]) -> Module:
     its address alone. For a model without numbers: inside `nnx.eval_shape`.
 
     Raises:
-        ValueError: if a pattern matches no linear map; says which there are.
+        ValueError: if a pattern matches no linear map; says which there are. If the rank is more
+            than the smaller side of a map; lists all of them.
     """
     found = linears(model)
-    found.pop(HEAD, None)
+    head = found.pop(HEAD, None)
     try:
         chosen = select(config.targets, found, "linear map")
     except ValueError as error:
         there = ", ".join(sorted(found))
-        raise ValueError(f"lora.targets: {error}\nthese can have adapters: {there}") from None
+        named = head is not None and any(matches(pattern, HEAD) for pattern in config.targets)
+        why = f"\n{HEAD} takes no adapter: its scores are made in pieces" if named else ""
+        raise ValueError(f"lora.targets: {error}{why}\nthese can have adapters: {there}") from None
+    _check_rank(config.rank, {address: found[address] for address in chosen})
     for address in chosen:
         own = jax.random.fold_in(key, zlib.crc32(address.encode()))
         _attach(found[address], Adapter(address, config.scale, config.dropout), config.rank, own)
     return model
+
+
+def _check_rank(rank: int, chosen: Mapping[str, Linear]) -> None:
+    """Refuses a rank that no product can have: such an adapter is larger than it need be."""
+    faults, most = [], rank
+    for address, linear in chosen.items():
+        shape, axes = linear.kernel.get_value().shape, linear.kernel.get_metadata("axes")
+        _, *sides = _parts(shape, len(shape) - len(axes), linear.num_inputs)
+        inputs, outputs = map(math.prod, sides)
+        if rank > min(inputs, outputs):
+            most = min(most, inputs, outputs)
+            faults.append(f"{address}: {inputs} x {outputs}")
+    if faults:
+        raise ValueError(
+            f"lora.rank is {rank}, more than the smaller side of these maps: choose {most} at "
+            "most, or leave them out of lora.targets:\n  " + "\n  ".join(faults)
+        )
 
 
 def _attach(linear: Linear, adapter: Adapter, rank: int, key: Key[Array, ""]) -> None:

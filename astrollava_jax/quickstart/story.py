@@ -72,7 +72,6 @@ class Comparison:
 class Facts:
     """Everything that the page is made of."""
 
-    folder: str
     cores: int
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     """By chapter, over all starts."""
@@ -96,7 +95,7 @@ def write(path: str, facts: Facts) -> None:
     _curves(page, facts)
     _pictures(page, facts)
     _export(page, facts)
-    page.section("Where everything is").text(f"Below {facts.folder}:").files(FILES)
+    page.section("Where everything is").text("In the folder of this page:").files(FILES)
     _times(page, facts)
     page.write(path)
 
@@ -144,7 +143,7 @@ def _evaluation(page: Page, facts: Facts) -> None:
 def _curves(page: Page, facts: Facts) -> None:
     page.section("Losses")
     for name, log in facts.logs.items():
-        steps = [entry for entry in log if "loss" in entry]
+        steps = [entry for entry in log if "loss" in entry and "bad" not in entry]
         held = [entry for entry in log if "held_out_loss" in entry]
         series = {"training": ([e["step"] for e in steps], [e["loss"] for e in steps])}
         if held:

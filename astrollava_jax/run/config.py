@@ -14,8 +14,11 @@ from astrollava_jax.models.layers import Remat
 from astrollava_jax.models.lora import LoraConfig
 from astrollava_jax.models.quantize import FORMS, Form
 from astrollava_jax.sharding import MeshConfig
+from astrollava_jax.training.anomaly import BadNumbers
 from astrollava_jax.training.optimizer import Fraction, OptimizerConfig
+from astrollava_jax.training.preemption import PreemptionConfig
 from astrollava_jax.training.step import Loss
+from astrollava_jax.training.watchdog import WatchdogConfig
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -74,12 +77,15 @@ class CheckpointConfig:
 
     every_seconds: Annotated[float, Field(ge=0)] | None = 300.0
     every_steps: Count | None = None
-    keep: int = 3
-    """The newest ones."""
+    keep: Annotated[int, Field(ge=2)] = 3
+    """The newest good ones; at least 2, for one can be damaged."""
+    keep_every_hours: Annotated[float, Field(gt=0)] | None = None
+    """One more stays for good for every so many hours; null = none."""
 
-    def __post_init__(self):
-        if self.keep < 1:
-            raise ValueError("keep must be at least 1: a run without checkpoints cannot resume")
+    @property
+    def keep_seconds(self) -> float | None:
+        """The same in seconds."""
+        return None if self.keep_every_hours is None else 3600 * self.keep_every_hours
 
 
 @config
@@ -138,7 +144,10 @@ class RunConfig:
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Processes that decode pictures; auto = one less than the cores, 16 at most."""
     log: LogConfig = LogConfig()
+    preemption: PreemptionConfig = PreemptionConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
     bad_records: BadRecords = BadRecords()
+    bad_numbers: BadNumbers = BadNumbers()
 
     def __post_init__(self):
         patterns = sorted(set(self.out) & set("*?["))
@@ -157,13 +166,17 @@ class RunConfig:
 
 
 FREE = ("out", "mesh", "batch.rows_per_device", "workers", "log", "checkpoint") + (
+    "preemption",
+    "watchdog",
     "init.model",
     "init.vision",
     "init.llm",
     "init.base",
     "bad_records.max_fraction",
+    "bad_numbers",
 )
-"""Keys that may change between two starts of the same run: no number that it computes follows."""
+"""Keys that may change between two starts of the same run: no number that it computes follows.
+`bad_numbers` says what is refused from here on, so that a run which it has ended can go on."""
 
 
 def changed(before: RunConfig, now: RunConfig) -> list[str]:

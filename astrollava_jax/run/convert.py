@@ -1,18 +1,25 @@
 """Writes a model in another layout, or joins a tower and a decoder into one."""
 
+import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from flax import nnx
 
-from astrollava_jax import files
+from astrollava_jax import checksums, files
+from astrollava_jax.models.llava import line_end
 from astrollava_jax.params import Params, split
+from astrollava_jax.run import directory
+from astrollava_jax.run.arrays import Merged
+from astrollava_jax.run.base import Bases
 from astrollava_jax.run.config import InitConfig
-from astrollava_jax.run.opening import Bases, Opened, open_any, open_init, resized
+from astrollava_jax.run.opening import COMMAND, Opened, open_any, open_init, resized
 from astrollava_jax.weights.dtypes import READABLE
-from astrollava_jax.weights.llava import PEFT
+from astrollava_jax.weights.llava import ORIGINAL, PEFT
 from astrollava_jax.weights.peft_export import write_adapter
+from astrollava_jax.weights.resize import Grid
 from astrollava_jax.weights.save import save
 from astrollava_jax.weights.source import Source
 
@@ -26,6 +33,7 @@ def convert(
     llm: files.Where | None = None,
     bases: Bases = (),
     image_size: int | None = None,
+    grid: Grid | None = None,
     dtype: str | None = None,
     seed: int = 0,
     merge: bool = False,
@@ -41,25 +49,33 @@ def convert(
         llm: the decoder's directory.
         bases: where the original model of a run stands now, if it moved.
         image_size: side of the square that its tower shall see, in pixels; unset = as it does.
+        grid: canvases for pictures of any resolution, which it then sees; unset = as it does.
         dtype: what all parameters become; each keeps its own unless given.
-        seed: of the fresh projector of joined parts.
+        seed: of what has no numbers: the projector of joined parts, the vector of a first grid.
         merge: add the model's adapters into its kernels.
 
     Raises:
-        ValueError: if the directories do not fit together, or the layout cannot hold the model; if
-            it has adapters and they are not to be merged, or has none and they are.
+        ValueError: if the target lies in what is read; if the directories do not fit together, or
+            the layout cannot hold the model; if it has adapters and they are not to be merged, or
+            has none and they are.
     """
-    opened = resized(_open(source, vision, llm, bases), image_size=image_size)
+    _check_apart(target, (source, vision, llm, *bases))
+    opened = resized(_open(source, vision, llm, bases), image_size=image_size, grid=grid)
+    if grid is not None:
+        opened = dataclasses.replace(opened, image_mode="anyres")
     adapter = layout == PEFT.name
     _check_merge(source, opened, merge, adapter)
     model = opened.source
     print(f"read     {_origin(model)}: {_size(model)}")
     for note in model.notes:
         print(f"note     {note}")
-    fresh = fresh_projector(model, seed)
-    if fresh:
-        print(f"note     the projector is fresh (seed {seed}): train it before you ask")
+    fresh = fresh_parts(model, seed)
+    for part in dict.fromkeys(address.split("/")[0] for address in fresh):
+        print(f"note     the {part} is fresh (seed {seed}): train it before you ask")
     kind = None if dtype is None else _dtype(dtype)
+    if layout == ORIGINAL.name and model.words < model.config.llm.vocab_size:
+        rows = f"{model.words} to {model.config.llm.vocab_size - 1}"
+        print(f"note     the layout llava has no <image> and no pad: rows {rows} are left out")
     _write(target, layout, opened, fresh, kind)
     print(f"written  {target}: layout {layout}, {_written(target)}")
 
@@ -73,19 +89,36 @@ def _write(
         whole = opened.beneath.changed
         with files.publish_folder(target) as folder:
             write_adapter(folder, opened.base, opened.lora, whole, dtype=dtype, **seen)
+            checksums.write_list(folder)
         return
     # Not `opened.source`, which gives what was trained rounded to the base's dtype already.
-    save(target, layout, opened.base, opened.changed or fresh, dtype=dtype, **seen)
+    save(target, layout, opened.base, Merged(fresh, opened.changed), dtype=dtype, **seen)
 
 
-def fresh_projector(model: Source, seed: int) -> Params:
-    """Random numbers for a projector that has none; nothing where it has some."""
-    if not model.missing:
-        return {}
+def _check_apart(target: files.Where, sources: Sequence[files.Where | None]) -> None:
+    """Refuses to write into a directory that is read; a checkpoint's is the whole run's."""
+    written = files.resolved(target)
+    for source in sources:
+        run = None if source is None else directory.run_folder(str(source))
+        read = source if run is None else run[0]
+        if read is not None and f"{written}/".startswith(f"{files.resolved(read)}/"):
+            raise ValueError(f"DST {target} lies in {read}, which is read: choose a place outside")
+
+
+def fresh_parts(model: Source, seed: int) -> Params:
+    """Random numbers for a projector and a line's end that have none."""
     config = model.config
-    widths = config.vision.embed_dim, config.llm.embed_dim
-    projector = config.projector.build(*widths, rngs=nnx.Rngs(seed))
-    return {f"projector/{address}": array for address, array in split(projector)[1].items()}
+    width = config.llm.embed_dim
+    parts: dict[str, Callable[[nnx.Rngs], nnx.Module]] = {
+        "projector": lambda rngs: config.projector.build(config.vision.embed_dim, width, rngs=rngs),
+        "image_newline": lambda rngs: line_end(width, rngs),
+    }
+    return {
+        f"{part}/{address}": array
+        for part in parts
+        if any(address.startswith(f"{part}/") for address in model.missing)
+        for address, array in split(parts[part](nnx.Rngs(seed)))[1].items()
+    }
 
 
 def _open(
@@ -99,7 +132,7 @@ def _open(
         decoder = None if llm is None else str(llm)
         return open_any(str(source), vision=tower, llm=decoder, bases=bases)
     if source is None and llm is not None and tower is not None and not bases:
-        return open_init(InitConfig(vision=tower, llm=str(llm)))
+        return open_init(InitConfig(vision=tower, llm=str(llm)), said=COMMAND)
     raise ValueError(
         "convert: expected a model's directory, or --vision DIR and --llm DIR in its place; found "
         f"model {source}, --vision {vision}, --llm {llm}, --base {', '.join(bases) or None}"

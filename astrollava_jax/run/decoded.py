@@ -1,6 +1,7 @@
 """A sample of a batch as a person reads it: special tokens visible, what is learned marked."""
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -8,6 +9,7 @@ from jaxtyping import Bool, Int32
 from rich.text import Text
 
 from astrollava_jax.batch import TEXT, Batch
+from astrollava_jax.data.faults import visible
 from astrollava_jax.data.tokenizer import Tokenizer
 
 OPEN, CLOSE = "«", "»"
@@ -18,6 +20,8 @@ STYLE = "underline green"
 
 Piece = tuple[str, bool]
 """A stretch of text, and whether it is learned."""
+
+_LINES = re.compile(r"([\n\t])")
 
 
 def sample_text(
@@ -45,7 +49,8 @@ def sample_text(
     pieces = _pieces(ids.tolist(), learned.tolist(), tokenizer)
     text = Text()
     for marked, group in itertools.groupby(pieces, key=lambda piece: piece[1]):
-        content = "".join(content for content, _ in group).replace("\n", f"{NEW_LINE}\n")
+        content = _shown("".join(content for content, _ in group))
+        content = content.replace("\n", f"{NEW_LINE}\n")
         if not marked:
             text.append(content)
             continue
@@ -54,6 +59,12 @@ def sample_text(
         text.append(content[len(body) :])
     text.rstrip()
     return text
+
+
+def _shown(content: str) -> str:
+    """Text of a record, which may hold what would move a terminal's cursor or turn its lines."""
+    parts = _LINES.split(content)
+    return "".join(p if _LINES.match(p) else visible(p, len(p)) for p in parts)
 
 
 def _begins_picture(features: Int32[np.ndarray, "T"], image_tokens: int) -> Bool[np.ndarray, "T"]:

@@ -4,27 +4,31 @@ config.yaml      the resolved config
 base.json        where the weights came from, with a fingerprint per frozen parameter
 inherited/       frozen parameters that no original directory gives: made fresh, or by a run before
 files/           config, tokenizer, processor and chat template of the base, byte for byte
+checksums.json   size and CRC32C of all of these
 checkpoints/     what trained
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from astrollava_jax import files
+from astrollava_jax import checksums, files
 from astrollava_jax.config import load, parse
 from astrollava_jax.data.image import Mode
 from astrollava_jax.run.arrays import Arrays, write_arrays
 from astrollava_jax.run.config import InitConfig, RunConfig
-from astrollava_jax.training.checkpoint import steps
+from astrollava_jax.training.steps import steps
 from astrollava_jax.weights.source import Source
 
 BASE, CONFIG, CHECKPOINTS = "base.json", "config.yaml", "checkpoints"
 INHERITED, SIDECARS, LOCK = "inherited", "files", ".lock"
 FORMAT = 1
+PATIENCE_SECONDS = 10.0
+"""For a process that trained here and has not quite ended."""
 
 
 def run_folder(path: str | None) -> tuple[str, int | None] | None:
@@ -65,11 +69,50 @@ def begin(
         "trained": trainable,
         "inherited": sorted(inherited),
         "frozen": {
-            address: {"folder": base.folder_of(address), "fingerprint": base.fingerprint(address)}
+            address: {
+                "folder": base.folder_of(address),
+                "files": list(base.files_of(address)),
+                "fingerprint": base.fingerprint(address),
+            }
             for address in original
         },
     }
-    files.write_json(files.join(folder, BASE), facts)
+    content = files.as_json(facts)
+    last = (BASE, checksums.CHECKSUMS)
+    names = [name for name in files.walk(folder) if is_beginning(name) and name not in last]
+    checksums.write_list(folder, names, **{BASE: content})
+    files.write_bytes(files.join(folder, BASE), content)
+
+
+def is_beginning(name: str) -> bool:
+    """Whether a file of a run directory, by its name there, stands before the first step."""
+    return name.split("/")[0] in (CONFIG, INHERITED, SIDECARS, BASE, checksums.CHECKSUMS)
+
+
+def beginning_faults(folder: str, only: Sequence[str] = ()) -> list[str]:
+    """What of a run's beginning is not as it was written; `only` these files, where some are named.
+
+    Every file is named, with what was expected and found.
+    """
+    try:
+        stated = checksums.read_list(folder)
+    except ValueError as error:
+        return [str(error)]
+    return checksums.faults(folder, {n: s for n, s in stated.items() if not only or n in only})
+
+
+def check_beginning(folder: str, only: Sequence[str] = ()) -> None:
+    """Refuses a run directory of which a file of the beginning is not as it was written.
+
+    Raises:
+        ValueError: names every such file.
+    """
+    found = beginning_faults(folder, only)
+    if found:
+        raise ValueError(
+            f"{folder}: the beginning of this run is damaged, or was edited; put the files back, "
+            "or choose another `out`:\n  " + "\n  ".join(found)
+        )
 
 
 def read_facts(folder: str) -> dict[str, Any]:
@@ -130,16 +173,26 @@ def original_init(folder: str) -> InitConfig:
 def alone(folder: str) -> Iterator[None]:
     """Keeps a run directory to this process while the block runs.
 
+    A run that was killed just now may still hold it for a moment, which is waited for.
+
     Raises:
         ValueError: if another process trains in it.
     """
-    try:
-        with files.locked(files.join(files.make_folder(folder), LOCK)):
-            yield
-    except BlockingIOError:
-        raise ValueError(
-            f"{folder}: another process trains in it: wait for its end, or choose another `out`"
-        ) from None
+    lock = files.join(files.make_folder(folder), LOCK)
+    end = time.monotonic() + PATIENCE_SECONDS
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(files.locked(lock))
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise ValueError(
+                        f"{folder}: another process trains in it: wait for its end, or choose "
+                        "another `out`"
+                    ) from None
+                time.sleep(0.1)
+        yield
 
 
 def check_free(folder: str) -> None:
@@ -148,7 +201,8 @@ def check_free(folder: str) -> None:
     Raises:
         ValueError: if it does; names what is there.
     """
-    ours = {CONFIG, INHERITED, SIDECARS, LOCK, "plan", "log.jsonl", "tensorboard"}
+    ours = {CONFIG, INHERITED, SIDECARS, LOCK, checksums.CHECKSUMS}
+    ours |= {"plan", "log.jsonl", "tensorboard"}
     found = (
         [name for name in files.names(folder) if name not in ours]
         if files.is_folder(folder)
@@ -183,12 +237,15 @@ def check_base(folder: str, base: Source) -> None:
     Raises:
         ValueError: if some differ; names them.
     """
-    differing = [
-        f"{address}: expected {fact['fingerprint']} of {fact['folder']}, found another in "
-        f"{base.folder_of(address)}"
-        for address, fact in read_facts(folder)["frozen"].items()
-        if base.fingerprint(address) != fact["fingerprint"]
-    ]
+    differing = []
+    for address, fact in read_facts(folder)["frozen"].items():
+        expected = f"expected fingerprint {fact['fingerprint']}, as in {', '.join(fact['files'])}"
+        if address not in base.shapes:
+            differing.append(f"{address}: {expected}; found no file that holds it")
+        elif (found := base.fingerprint(address)) != fact["fingerprint"]:
+            differing.append(
+                f"{', '.join(base.files_of(address))}: {address}: {expected}; found {found}"
+            )
     kept = files.join(folder, SIDECARS)
     before = files.names(kept) if files.is_folder(kept) else []
     for name in sorted({*base.sidecars, *before}):

@@ -15,8 +15,8 @@ from astrollava_jax.run.decoded import CLOSE, OPEN, sample_text
 from astrollava_jax.run.directory import CHECKPOINTS
 from astrollava_jax.run.records import Data, stretched
 from astrollava_jax.run.stage import Stage, abstract_params, rows_unit
-from astrollava_jax.training.checkpoint import steps
 from astrollava_jax.training.optimizer import FROZEN
+from astrollava_jax.training.steps import steps
 
 SHOWN_SAMPLES = 4
 LENGTHS = (1, 2, 4)

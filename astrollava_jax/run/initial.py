@@ -27,7 +27,8 @@ def with_own_adapters(run: RunConfig, model: Model, opened: Opened) -> tuple[Ope
         run.lora.rank, run.lora.alpha, modules
     ):  # fmt: skip
         return opened.apart(), f"the adapters of {where} are taken on"
-    return opened, f"the adapters of {where} (rank {lora.rank}) are merged into its kernels"
+    told = f"the adapters of {where} (rank {lora.rank}) are merged into its kernels"
+    return opened.rounded(model.frozen), told
 
 
 def fresh_addresses(run: RunConfig, model: Model, opened: Opened) -> list[str]:

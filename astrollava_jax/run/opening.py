@@ -1,10 +1,9 @@
 """From a path to a model, whatever its layout: original files, or a run over its base."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from astrollava_jax import files
@@ -14,18 +13,18 @@ from astrollava_jax.models.quantize import Store, store
 from astrollava_jax.params import Params
 from astrollava_jax.run import directory
 from astrollava_jax.run.arrays import Chosen, Merged
+from astrollava_jax.run.base import Bases, moved, same_kind, standing
 from astrollava_jax.run.config import InitConfig, RunConfig
-from astrollava_jax.training.checkpoint import Trained
+from astrollava_jax.sharding import place
+from astrollava_jax.training.stored import Trained
 from astrollava_jax.weights.adapted import Adapted, Kernels, Lora
 from astrollava_jax.weights.directory import join, open_model
-from astrollava_jax.weights.llava import DECODER, TOWER
 from astrollava_jax.weights.load import load as load_weights
-from astrollava_jax.weights.recognise import recognise
 from astrollava_jax.weights.resize import POSITIONS, Grid, interpolate, resize
 from astrollava_jax.weights.source import Overlay, Source
 
-Bases = Sequence[str]
-"""Where the original of a run stands now, if it moved: one model, or a tower and a decoder."""
+COMMAND, RUN = "--{}", "init.{}"
+"""How the user gives a directory or a size: as an option, or as a key of a run's file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +55,27 @@ class Opened:
         changed = Merged(self.lora.arrays, self.beneath.changed)
         return dataclasses.replace(self.beneath, changed=changed)
 
+    def rounded(self, addresses: Collection[str]) -> "Opened":
+        """The same model, some of its merged kernels rounded once to the base's dtype.
+
+        So a run that freezes them trains on what its exports hold, keeps no more than the base's
+        room for them, and goes on from the numbers with which it began.
+        """
+        assert self.lora is not None and self.beneath is not None
+
+        def dtype(address: str) -> np.dtype:
+            return self.base.dtype(address) if address in addresses else np.dtype(np.float32)
+
+        kernels = self.beneath.with_adapters(self.lora, dtype)
+        return dataclasses.replace(self, changed=Merged(kernels, self.beneath.changed))
+
+    def with_adapters(
+        self, lora: Lora, dtype: Callable[[str], np.dtype] | None = None
+    ) -> Mapping[str, Any]:
+        """Kernels with adapters added to what they are in full precision; float32 unless said."""
+        precise = Overlay(self.base, self.changed, "", dtype=np.float32)
+        return Kernels(precise, lora, dtype)
+
 
 def read_params(
     opened: Opened,
@@ -75,12 +95,12 @@ def read_params(
     for address in arrays:
         if address in opened.changed:
             array = opened.changed[address].astype(dtypes[address])
-            params[address] = jax.device_put(array, shardings[address])
+            params[address] = place(array, shardings[address])
     for address in addresses:
         if address in stores:
             if address in opened.changed:
                 array = np.asarray(opened.changed[address])
-                kernel = jax.device_put(array, shardings[address])
+                kernel = place(array, shardings[address])
             else:
                 kernel = load_weights(opened.base, [address], shardings=shardings)[address]
             params[address] = store(stores[address], kernel)
@@ -94,6 +114,7 @@ def open_any(
     llm: str | None = None,
     bases: Bases = (),
     step: int | None = None,
+    said: str = COMMAND,
 ) -> Opened:
     """Opens a model in any layout; a run directory gives its newest checkpoint.
 
@@ -103,6 +124,7 @@ def open_any(
         llm: a decoder for a directory that holds a projector alone.
         bases: where a run's base stands now, if it moved; the model that an adapter belongs to.
         step: of a run directory; unset = the newest.
+        said: how the user gives `vision`, `llm` and `bases`, for what is told.
 
     Raises:
         FileNotFoundError: if there is nothing, or a run has no checkpoint yet.
@@ -111,13 +133,18 @@ def open_any(
     found = directory.run_folder(path)
     if found is None:
         if len(bases) > 1:
-            raise ValueError(f"--base: {path} is no run, so that it has one base at most")
+            raise ValueError(
+                f"--base: {path} is no run, so that it has one base at most, found "
+                + ", ".join(bases)
+            )
         where = InitConfig(model=path, vision=vision, llm=llm, base=bases[0] if bases else None)
-        return _open_original(where)
+        return _open_original(where, said)
     if llm is not None:
-        raise ValueError(f"--llm: {path} is a run, and has a decoder")
+        raise ValueError(
+            f"{path}: is a run, and has a decoder, so that {said.format('llm')} {llm} has no place"
+        )
     folder, named = found
-    return _open_run(folder, named if step is None else step, _moved(folder, bases, vision))
+    return _open_run(folder, named if step is None else step, moved(folder, bases, vision))
 
 
 def reopen(run: RunConfig, bases: Bases) -> Opened | None:
@@ -128,34 +155,46 @@ def reopen(run: RunConfig, bases: Bases) -> Opened | None:
     """
     if not directory.finished_steps(run.out):
         return None
-    moved = _moved(run.out, bases, None)
-    if moved is None and run.init != directory.resolved(run.out).init:
-        moved = None if directory.run_folder(run.init.model) else run.init
-    return _open_run(run.out, None, moved).apart()
+    now = moved(run.out, bases, None)
+    if now is None and run.init != directory.resolved(run.out).init:
+        now = None if directory.run_folder(run.init.model) else run.init
+    return _open_run(run.out, None, now).apart()
 
 
-def open_init(init: InitConfig, bases: Bases = ()) -> Opened:
+def open_init(init: InitConfig, bases: Bases = (), *, said: str = RUN) -> Opened:
     """Opens what a run starts from; `bases` say where the original stands now, if it moved.
 
     Raises:
         ValueError: if `init.image_size` or `init.grid` is none for this tower.
     """
-    return resized(_open_parts(init, bases), image_size=init.image_size, grid=init.grid)
+    opened = _open_parts(init, bases, said)
+    return resized(opened, image_size=init.image_size, grid=init.grid, said=said)
 
 
-def resized(opened: Opened, *, image_size: int | None = None, grid: Grid | None = None) -> Opened:
+def resized(
+    opened: Opened,
+    *,
+    image_size: int | None = None,
+    grid: Grid | None = None,
+    said: str = COMMAND,
+) -> Opened:
     """The model with another image size or grid, each as it was where it is None.
 
     Raises:
-        ValueError: if either is none for this tower.
+        ValueError: if either is none for this tower; says so in the user's words.
     """
     wanted = {"image_size": image_size, "grid": grid}
-    source, changed = resize(opened.source, **wanted), opened.changed
+    stated = {key: value for key, value in wanted.items() if value is not None}
+    try:
+        source, changed = resize(opened.source, **wanted), opened.changed
+    except ValueError as error:
+        options = " and ".join(said.format(key) for key in stated)
+        options = options.replace("_", "-") if said == COMMAND else options
+        raise ValueError(f"{options} for {opened.source.folder_of(POSITIONS)}: {error}") from None
     if POSITIONS in changed:
         towers = opened.source.config.vision, source.config.vision
         table = interpolate(np.asarray(changed[POSITIONS]), *towers)
         changed = Merged({POSITIONS: table}, changed)
-    stated = {key: value for key, value in wanted.items() if value is not None}
     return dataclasses.replace(
         opened,
         source=source,
@@ -166,24 +205,25 @@ def resized(opened: Opened, *, image_size: int | None = None, grid: Grid | None 
     )
 
 
-def _open_parts(init: InitConfig, bases: Bases) -> Opened:
+def _open_parts(init: InitConfig, bases: Bases, said: str) -> Opened:
     if directory.run_folder(init.model) is not None:
         assert init.model is not None
-        return open_any(init.model, vision=init.vision, bases=bases)
+        bases = bases or ((init.base,) if init.base else ())
+        return open_any(init.model, vision=init.vision, llm=init.llm, bases=bases, said=said)
     if bases:
-        init = _same_kind(init, _standing(bases, init.vision), "init")
+        init = same_kind(init, standing(bases, init.vision), "init")
     if init.model is not None:
-        return _open_original(init)
+        return _open_original(init, said)
     assert init.vision is not None and init.llm is not None
-    source = join(init.vision, init.llm)
+    source = join(init.vision, init.llm, said)
     where = InitConfig(vision=files.absolute(init.vision), llm=files.absolute(init.llm))
     return Opened(source, source, where, {}, source.template, source.image_mode)
 
 
-def _open_original(init: InitConfig) -> Opened:
+def _open_original(init: InitConfig, said: str) -> Opened:
     path = init.model
     assert path is not None
-    source = open_model(path, vision=init.vision, llm=init.llm, base=init.base)
+    source = open_model(path, vision=init.vision, llm=init.llm, base=init.base, said=said)
     init = InitConfig(
         model=files.absolute(path),
         vision=init.vision and files.absolute(init.vision),
@@ -201,17 +241,17 @@ def _open_original(init: InitConfig) -> Opened:
 
 def _adapted(beneath: Opened, lora: Lora, folder: str) -> Opened:
     """A model with adapters merged into its kernels."""
-    precise = Overlay(beneath.base, beneath.changed, folder, dtype=np.float32)
     return dataclasses.replace(
         beneath,
         source=Adapted(beneath.source, lora, folder),
-        changed=Merged(Kernels(precise, lora), beneath.changed),
+        changed=Merged(beneath.with_adapters(lora), beneath.changed),
         lora=lora,
         beneath=beneath,
     )
 
 
-def _open_run(folder: str, step: int | None, moved: InitConfig | None) -> Opened:
+def _open_run(folder: str, step: int | None, now: InitConfig | None) -> Opened:
+    directory.check_beginning(folder)
     facts, finished = directory.read_facts(folder), directory.finished_steps(folder)
     if not finished or (step is not None and step not in finished):
         raise FileNotFoundError(
@@ -219,14 +259,14 @@ def _open_run(folder: str, step: int | None, moved: InitConfig | None) -> Opened
             + (", ".join(map(str, finished)) or "none")
         )
     init = directory.original_init(folder)
-    if moved is not None:
-        init = _same_kind(init, moved, folder)
+    if now is not None:
+        init = same_kind(init, now, folder)
     if directory.run_folder(init.model):
         raise ValueError(f"--base {init.model}: name the original directory, not a run")
-    base = open_init(init)
+    base = open_init(init, said=COMMAND)
     directory.check_base(folder, base.base)
     taken, total = finished[-1] if step is None else step, facts["data"]["steps"]
-    trained = Trained(files.join(folder, directory.CHECKPOINTS), taken)
+    trained = Trained(files.join(folder, directory.CHECKPOINTS), taken, facts["trained"])
     arrays = Merged(trained, directory.read_inherited(folder))
     adapters = {address for address in arrays if address.endswith((f"/{LORA_A}", f"/{LORA_B}"))}
     changed = Chosen(arrays, set(arrays) - adapters)
@@ -247,37 +287,3 @@ def _open_run(folder: str, step: int | None, moved: InitConfig | None) -> Opened
         return opened
     lora = Lora(config.rank, config.alpha, Chosen(arrays, adapters))
     return _adapted(opened, lora, folder)
-
-
-def _moved(folder: str, bases: Bases, vision: str | None) -> InitConfig | None:
-    """Where a run's original directories are said to stand now; None where nothing is said."""
-    before = directory.original_init(folder)
-    if bases:
-        return _standing(bases, vision or before.vision)
-    return None if vision is None else dataclasses.replace(before, vision=vision)
-
-
-def _standing(bases: Bases, vision: str | None) -> InitConfig:
-    """The directories that `--base` names: one model, or a tower and a decoder in any order."""
-    if len(bases) == 1:
-        return InitConfig(model=bases[0], vision=vision)
-    found = {recognise(base): base for base in bases}
-    if len(bases) > 2 or set(found) != {TOWER, DECODER}:
-        layouts = ", ".join(f"{base} ({layout.name})" for layout, base in found.items())
-        raise ValueError(f"--base: expected one model, or a tower and a decoder, found {layouts}")
-    return InitConfig(vision=found[TOWER], llm=found[DECODER])
-
-
-def _same_kind(before: InitConfig, now: InitConfig, what: str) -> InitConfig:
-    """Where the original stands now.
-
-    Raises:
-        ValueError: if two towers stand for one model, or one model for two towers.
-    """
-    if (before.llm is None) != (now.llm is None):
-        stood = before.model or f"{before.vision} and {before.llm}"
-        raise ValueError(
-            f"{what} begins from {stood}: say where that stands now, by --base MODEL for one model "
-            "or by --base TOWER --base DECODER for two parts"
-        )
-    return dataclasses.replace(now, image_size=before.image_size, grid=before.grid)

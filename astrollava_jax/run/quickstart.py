@@ -86,7 +86,7 @@ class Quickstart:
     def __init__(self, folder: str, sizes: recipe.Sizes):
         self.folder, self.sizes = folder, sizes
         self.console = Console(soft_wrap=True)
-        self.facts = story.Facts(folder=folder, cores=os.cpu_count() or 1)
+        self.facts = story.Facts(cores=os.cpu_count() or 1)
 
     def run(self) -> None:
         """All chapters in order."""

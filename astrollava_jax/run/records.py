@@ -10,6 +10,7 @@ import numpy as np
 
 from astrollava_jax import files
 from astrollava_jax.batch import Batch, ImageFacts
+from astrollava_jax.data.faults import visible
 from astrollava_jax.data.lengths import Lengths, fingerprint, measure
 from astrollava_jax.data.mixture import DataConfig, Mixture
 from astrollava_jax.data.pack import BatchConfig, RunPlan
@@ -18,7 +19,9 @@ from astrollava_jax.data.samples import Part, Reader
 from astrollava_jax.data.sources import TFRecordSource
 from astrollava_jax.data.tokenizer import Tokenizer
 from astrollava_jax.run.config import RunConfig
+from astrollava_jax.run.processes import first
 from astrollava_jax.run.stage import Stage
+from astrollava_jax.sharding import gather, share_of_rows
 from astrollava_jax.training.loop import Delivery
 
 MOST_WORKERS = 16
@@ -53,22 +56,17 @@ def number_of_workers(run: RunConfig) -> int:
     return min(MOST_WORKERS, max(0, (os.cpu_count() or 1) - 1))
 
 
-def training_data(run: RunConfig, tokenizer: Tokenizer, facts: ImageFacts, multiple: int) -> Data:
-    """The run's mixture, measured and planned.
+def training_data(
+    run: RunConfig, tokenizer: Tokenizer, facts: ImageFacts, multiple: int, keep: bool = True
+) -> Data:
+    """The run's mixture, measured and planned; `keep` writes what was measured into `out`.
 
     Raises:
         ValueError: if a set, a sample or the batch cannot be used as the run says.
     """
     reader = make_reader(run.data, tokenizer, facts, run.batch.length)
     workers = number_of_workers(run)
-    lengths = measure(
-        reader,
-        files.join(run.out, "plan"),
-        workers=workers,
-        allow_unlearned=run.bad_records.unlearned,
-        allow_unreadable=run.bad_records.max_fraction,
-        show=True,
-    )
+    lengths = _measured(run, reader, workers=workers, show=True, keep=keep)
     mixture = Mixture(
         [part.source for part in reader.parts], [data.weight for data in run.data], run.seed
     )
@@ -76,6 +74,24 @@ def training_data(run: RunConfig, tokenizer: Tokenizer, facts: ImageFacts, multi
         mixture, lengths, run.batch, epochs=run.epochs, steps=run.steps, multiple=multiple
     )
     return Data(reader, mixture, lengths, plan, workers)
+
+
+def _measured(run: RunConfig, reader: Reader, **how: Any) -> Lengths:
+    """The lengths of all records: process 0 measures, and the others read what it has kept."""
+
+    def here() -> Lengths:
+        return measure(
+            reader,
+            files.join(run.out, "plan"),
+            allow_unlearned=run.bad_records.unlearned,
+            allow_unreadable=run.bad_records.max_fraction,
+            **how,
+        )
+
+    if jax.process_count() == 1:
+        return here()
+    first(lambda: here() and None)
+    return here()
 
 
 def stretched(run: RunConfig, data: Data, factor: int, multiple: int) -> tuple[RunPlan, Lengths]:
@@ -91,7 +107,7 @@ def stretched(run: RunConfig, data: Data, factor: int, multiple: int) -> tuple[R
 
 
 def held_out_data(
-    run: RunConfig, tokenizer: Tokenizer, facts: ImageFacts, rows: int
+    run: RunConfig, tokenizer: Tokenizer, facts: ImageFacts, rows: int, keep: bool = True
 ) -> Data | None:
     """The held-out records in their own order, one pass, as many rows per step as in training."""
     if run.evaluate is None:
@@ -103,12 +119,7 @@ def held_out_data(
         image=run.evaluate.image or first.image,
     )
     reader = make_reader([config], tokenizer, facts, run.batch.length)
-    lengths = measure(
-        reader,
-        files.join(run.out, "plan"),
-        allow_unlearned=run.bad_records.unlearned,
-        allow_unreadable=run.bad_records.max_fraction,
-    )
+    lengths = _measured(run, reader, keep=keep)
     batch = BatchConfig(
         rows=rows,
         length=run.batch.length,
@@ -145,39 +156,73 @@ def _open_sets(folders: Sequence[str]) -> list[TFRecordSource]:
     return sources
 
 
+def record_names(data: Data, step: int) -> list[str]:
+    """The ids of a step's records, of all processes; of one that cannot be read, its place."""
+
+    def name(record: int) -> str:
+        try:
+            return visible(data.reader.read(record).id)
+        except (ValueError, OSError):
+            return data.reader.where(record)
+
+    return [name(record) for record in data.plan.records(step)]
+
+
 def deliveries(data: Data, stage: Stage, start: int) -> Iterator[Delivery]:
     """The batches from step `start` on, on the devices."""
-    pipeline = Pipeline(
-        data.plan,
-        data.reader,
-        workers=data.workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    with pipeline.batches(start) as batches:
+    with _pipeline(data, stage, stage.micro_batches).batches(start) as batches:
         for step, found in enumerate(batches, start):
-            yield _deliver(found, data.plan.samples(step), stage)
+            yield _deliver(found, data.plan, step, stage)
+
+
+def all_told(deliveries: Iterator[Delivery], stage: Stage) -> Iterator[Delivery]:
+    """The same; every process is told of the faults of all. From the main thread only."""
+    for delivery in deliveries:
+        pairs = of_all([*zip(delivery.faults, delivery.fault_kinds)], stage)
+        faults, kinds = [fault for fault, _ in pairs], [kind for _, kind in pairs]
+        yield dataclasses.replace(delivery, faults=faults, fault_kinds=kinds)
+
+
+def of_all(faults: Sequence[Any], stage: Stage) -> list[Any]:
+    """The faults that all processes met in their rows; those of rows that several took, once."""
+    if jax.process_count() == 1:
+        return list(faults)
+    by_share = dict(gather([share_of_rows(stage.mesh)[0], list(faults)]))
+    return [fault for share in sorted(by_share) for fault in by_share[share]]
 
 
 def evaluation_batches(data: Data, stage: Stage) -> Iterator[tuple[Batch, list[str]]]:
     """All held-out rows, on the devices, without the micro-batch axis; and their faults."""
     whole = dataclasses.replace(stage, micro_batches=1)
-    pipeline = Pipeline(data.plan, data.reader, workers=data.workers)
-    with pipeline.batches() as batches:
+    with _pipeline(data, stage, 1).batches() as batches:
         for found in batches:
             batch = whole.to_devices(found.batch).map(lambda field: field[0])
             yield batch, _told(found)
 
 
-def _deliver(found: StepData, samples: int, stage: Stage) -> Delivery:
-    filled = found.batch.segment_ids > 0
+def _pipeline(data: Data, stage: Stage, micro_batches: int) -> Pipeline:
+    """Makes the rows that the devices of this process take."""
+    index, count = share_of_rows(stage.mesh)
+    return Pipeline(
+        data.plan,
+        data.reader,
+        workers=data.workers,
+        process_index=index,
+        process_count=count,
+        micro_batches=micro_batches,
+    )
+
+
+def _deliver(found: StepData, plan: RunPlan, step: int, stage: Stage) -> Delivery:
+    lengths = np.array([slot.tokens for row in plan[step] for slot in row], np.int64)
     return Delivery(
         batch=stage.to_devices(found.batch),
-        samples=samples,
-        tokens=int(np.count_nonzero(filled)) * jax.process_count(),
-        attended=int((found.batch.positions[filled] + 1).sum()) * jax.process_count(),
+        samples=plan.samples(step),
+        tokens=int(lengths.sum()),
+        attended=int((lengths * (lengths + 1) // 2).sum()),
         filled=found.filled,
         faults=_told(found),
+        fault_kinds=[fault.kind for fault in found.faults],
     )
 
 

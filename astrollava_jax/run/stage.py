@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from astrollava_jax.models.lora import LORA_A, attach
 from astrollava_jax.params import Params, split
 from astrollava_jax.run.config import RunConfig
 from astrollava_jax.sharding import Axes, placements, replicated, rows_multiple, spec
+from astrollava_jax.training.anomaly import History, SpikeConfig, no_history
 from astrollava_jax.training.optimizer import FROZEN, AdamState, AdamW
 from astrollava_jax.training.state import TrainState
 from astrollava_jax.training.step import make_evaluate_step, make_train_step
@@ -57,6 +59,7 @@ class Stage:
     state_shardings: TrainState
     batch_sharding: NamedSharding
     micro_batches: int
+    spike: SpikeConfig | None
     step: Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, Any]]]
     evaluate: Callable[[Params, Params, Batch], tuple[Any, Any]]
     compute: str
@@ -68,10 +71,15 @@ class Stage:
         with jax.set_mesh(self.mesh), jax.default_matmul_precision(precision):
             yield
 
-    def init_optimizer(self, trainable: Params) -> AdamState:
-        """Zero moments, laid out as the parameters are."""
+    def begin(self, trainable: Params) -> TrainState:
+        """The state before the first step: zero moments, laid out as the parameters are."""
         make = jax.jit(self.optimizer.init, out_shardings=self.state_shardings.optimizer)
-        return make(trainable)
+        return TrainState(trainable, make(trainable), self.no_history())
+
+    def no_history(self) -> History | None:
+        """That of a run that begins."""
+        make = jax.jit(no_history, static_argnums=0, out_shardings=self.state_shardings.history)
+        return make(self.spike)
 
     def to_devices(self, batch: Batch) -> Batch:
         """Rows of this process as arrays [A, rows, ...] over all devices."""
@@ -154,7 +162,10 @@ def build(
     compute = jnp.dtype(run.precision.compute)
     trained = {address: shardings[address] for address in model.trainable}
     everywhere = replicated(mesh)
-    state = TrainState(trained, AdamState(everywhere, trained, trained))  # pyright: ignore
+    spike = run.bad_numbers.spike
+    history = None if spike is None else History(everywhere, everywhere, everywhere)  # pyright: ignore
+    moments = AdamState(everywhere, trained, trained)  # pyright: ignore
+    state = TrainState(trained, moments, history)
     step = make_train_step(
         model.graphdef,
         optimizer,
@@ -164,6 +175,7 @@ def build(
         dtype=compute,
         remat=run.remat,
         dropout_seed=run.seed if run.lora is not None and run.lora.dropout else None,
+        spike=spike,
     )
     evaluate = make_evaluate_step(model.graphdef, rows_per_device=rows_per_device, dtype=compute)
     return Stage(
@@ -174,6 +186,7 @@ def build(
         state_shardings=state,
         batch_sharding=NamedSharding(mesh, PartitionSpec(None, *spec(("batch",), mesh))),
         micro_batches=rows // (rows_per_device * rows_multiple(mesh)),
+        spike=spike,
         step=jax.jit(step, donate_argnums=0, out_shardings=(state, everywhere)),
         evaluate=jax.jit(evaluate, out_shardings=everywhere),
         compute=run.precision.compute,
@@ -197,7 +210,11 @@ def abstract_state(stage: Stage, run: RunConfig) -> TrainState:
     """What a step changes, as shapes with their layout."""
     trainable = abstract_params(stage, stage.model.trainable, run.precision.trainable)
     count: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(stage.mesh))
-    return TrainState(trainable, AdamState(count, trainable, trainable))
+    history = jax.eval_shape(functools.partial(no_history, stage.spike))
+    history = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(stage.mesh)), history
+    )
+    return TrainState(trainable, AdamState(count, trainable, trainable), history)
 
 
 def abstract_arguments(

@@ -2,152 +2,285 @@
 
 A checkpoint holds named items, so that an item added later does not break older ones. Frozen
 weights are not in it: the run names the files that give them.
+
+Every array has a fingerprint that is taken on the devices. It is compared with what stands in the
+files before a step is trusted, and on the devices again after a restore.
 """
 
 import contextlib
 import dataclasses
-import signal
+import errno
+import os
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from astrollava_jax import files
-from astrollava_jax.training.optimizer import AdamState
+from astrollava_jax.sharding import agree, gather
+from astrollava_jax.training import fingerprint, manifest, steps, stored
+from astrollava_jax.training.fingerprint import Fingerprint
+from astrollava_jax.training.items import as_items, as_state, by_name, zeros
 from astrollava_jax.training.state import Progress, TrainState
+
+CHUNK_BYTES = 1 << 27
+"""Of an array: so much of it is in memory at once, beside the array, when it is read back."""
+
+
+class NotFinite(ValueError):
+    """The state holds numbers that are none; nothing was written."""
+
+
+class SaveFailed(ValueError):
+    """A checkpoint could not be written; the ones before it stand."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What a run goes on from."""
+
+    step: int
+    state: TrainState
+    progress: Progress
+
+
+@dataclasses.dataclass
+class _Pending:
+    """A save that is under way."""
+
+    step: int
+    thread: threading.Thread
+    error: BaseException | None = None
 
 
 class Checkpoints:
-    """The checkpoints of one run: `folder/<step>/`."""
+    """The checkpoints of one run: `folder/<step>/`.
 
-    def __init__(self, folder: str, keep: int):
-        policies = ocp.training.save_decision_policies, ocp.training.preservation_policies
-        self.folder = files.absolute(folder)
-        self._checkpointer = ocp.training.Checkpointer(
-            files.make_folder(self.folder),
-            cleanup_tmp_directories=True,
-            save_decision_policy=policies[0].FixedIntervalPolicy(1),
-            preservation_policy=policies[1].LatestN(keep),
-        )
-        self._pending: Any = None
-        self._pending_step: int | None = None
-        self._last_good: int | None = self.latest()
+    All processes of a run call every method, in the same order. What killed processes left behind
+    is removed at the start: the caller holds the run's lock.
 
-    def latest(self) -> int | None:
-        """The newest finished step, if there is one."""
-        latest = self._checkpointer.latest
-        return None if latest is None else latest.step
+    Args:
+        folder: where they are.
+        keep: so many of the newest good ones stay, at least 2.
+        keep_seconds: one more stays for good for every so many seconds.
+        tell: is given what a person should know, as one text.
+    """
 
-    @property
-    def last_good(self) -> int | None:
-        """The newest step that stands on the disk, whole: its folder gets its name at the end."""
-        if self._pending_step is not None and files.exists(
-            files.join(self.folder, str(self._pending_step))
-        ):
-            self._last_good, self._pending_step = self._pending_step, None
-        return self._last_good
+    def __init__(
+        self,
+        folder: str,
+        keep: int,
+        keep_seconds: float | None = None,
+        tell: Callable[[str], None] = print,
+    ):
+        assert keep >= 2, "a single good checkpoint is lost with one flipped bit"
+        self.folder, self._keep, self._keep_seconds = files.absolute(folder), keep, keep_seconds
+        self._tell = tell
+        self._pending: _Pending | None = None
+        self.last_good: int | None = None
+        """The newest step found whole."""
+        if jax.process_index() == 0:
+            files.make_folder(self.folder)
+            steps.clean(self.folder, tell)
+        gather(None)  # nobody looks before it is clean
+
+    def prepare(self, state: TrainState) -> None:
+        """Compiles what a save needs, so that the first one takes no longer than the others."""
+        fingerprint.on_devices(by_name(as_items(state)))
 
     def save(self, state: TrainState, progress: Progress, config: dict[str, Any]) -> None:
-        """Copies the state to the host and writes it in the background.
+        """Copies the state to the host; the rest happens in the background.
 
         It waits for the save before it, so that at most one is under way.
+
+        Raises:
+            NotFinite: if a number is not finite; nothing is written.
+            SaveFailed: if it cannot begin, or the one before it failed.
         """
-        self.wait()
-        items = {
-            "trainable": state.trainable,
-            "optimizer": state.optimizer._asdict(),
-            "progress": dataclasses.asdict(progress),
-        }
-        with _undisturbed():  # or nobody would wait for what was begun
-            self._pending = self._checkpointer.save_checkpointables_async(
-                progress.step, items, custom_metadata={"config": config}
+        items = as_items(state)
+        prints, bad = fingerprint.on_devices(by_name(items))
+        if bad:
+            told = "\n  ".join(f"{address}: {count}" for address, count in sorted(bad.items()))
+            raise NotFinite(
+                f"step {progress.step} holds numbers that are not finite, and is not saved; the "
+                f"last good checkpoint is {self.last_good}\n  {told}"
             )
-            self._pending_step = progress.step
+        self.wait()
+        if progress.step == self.last_good:
+            return
+        if any(gather(files.exists(self._path(progress.step)))):
+            self.set_aside(progress.step, "replaced")
+        counts = dataclasses.asdict(progress)
+        self._begin(progress.step, items | {"progress": counts}, config, prints)
 
     def wait(self) -> None:
-        """Returns when what was saved stands on the disk; raises what went wrong."""
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
-
-    def restore(self, step: int, like: TrainState) -> tuple[TrainState, Progress]:
-        """The state and progress of a step, placed as the arrays of `like` are."""
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-            {"trainable": like.trainable, "optimizer": like.optimizer._asdict()},
-        )
-        counts = dict.fromkeys((f.name for f in dataclasses.fields(Progress)), 0)
-        with _readable(files.join(self.folder, str(step))):
-            items = self._checkpointer.load_checkpointables(step, abstract | {"progress": counts})
-            state = TrainState(items["trainable"], AdamState(**items["optimizer"]))
-            progress = {name: int(value) for name, value in items["progress"].items()}
-        return state, Progress(**progress)
+        """Returns when what was saved was found whole on the disk; raises SaveFailed if not."""
+        if (pending := self._pending) is None:
+            return
+        pending.thread.join()
+        self._pending = None
+        if pending.error is not None:
+            raise self._failed(pending.step, pending.error) from pending.error
 
     def close(self) -> None:
-        """Waits for the last save and stops the writer."""
+        """Waits for the last save."""
         self.wait()
-        self._checkpointer.close()
 
+    def restore_newest(self, like: TrainState, before: int | None = None) -> Restored | None:
+        """The newest good step, placed as the arrays of `like` are; None if there is none.
 
-@contextlib.contextmanager
-def _readable(path: str) -> Iterator[None]:
-    """Says in one sentence that a checkpoint cannot be read; Orbax says it in any kind of error."""
-    try:
-        yield
-    except Exception as error:
-        first = next(iter(str(error).splitlines()), "")[:200]
-        raise ValueError(
-            f"{path}: this checkpoint cannot be read ({type(error).__name__}: {first}); it is "
-            "damaged: move it away, and what uses it goes on from the one before it"
-        ) from error
+        A step that is not what was written is set aside under a name that says why, and the one
+        before it is tried. An item that an older step has not is zeros.
 
+        Args:
+            like: arrays, or shapes with shardings.
+            before: look only at steps below this one.
 
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Lets a Ctrl-C wait until the block has ended."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    arrived: list[Any] = []
-    before = signal.signal(signal.SIGINT, lambda *signalled: arrived.append(signalled))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if arrived and callable(before):
-        before(*arrived[0])
+        Raises:
+            ValueError: if a step is as it was written and cannot be read nevertheless.
+        """
+        for step in reversed(steps.steps(self.folder)):
+            if before is not None and step >= before:
+                continue
+            found = self._faults(step)
+            restored = None
+            if not found:
+                restored, found = self._load(step, like)
+            if restored is not None:
+                self.last_good = step
+                return restored
+            target = self.set_aside(step, f"damaged-{manifest.kind(found)}")
+            self._tell(
+                f"DAMAGED CHECKPOINT: step {step} is not what was written; it is not used and "
+                f"stands in {target}; the one before it is tried\n  " + "\n  ".join(found)
+            )
+        return None
 
+    def set_aside(self, step: int, why: str) -> str:
+        """Renames a step to `<step>.<why>`, so that nothing reads it; returns where it stands."""
+        self.wait()
+        target = ""
+        if jax.process_index() == 0:
+            target = steps.set_aside(self.folder, step, why)
+        if self.last_good == step:
+            self.last_good = None
+        return agree(target)
 
-def steps(folder: str) -> list[int]:
-    """The finished steps in a checkpoint folder, in order."""
-    if not files.is_folder(folder):
-        return []
-    return sorted(int(name) for name in files.names(folder, r"\d+"))
+    def _path(self, step: int) -> str:
+        return files.join(self.folder, str(step))
 
+    def _begin(
+        self, step: int, items: dict[str, Any], config: dict[str, Any],
+        prints: Mapping[str, Fingerprint],
+    ) -> None:  # fmt: skip
+        """Starts to write, and the thread that finishes it."""
+        context = ocp.Context()
+        context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
+        # Or a disk that only reads is told after five minutes, by threads that outlive the program.
+        context.async_options.create_directories_asynchronously = False
+        metadata: Any = {"config": config}
+        try:
+            with context:
+                response = ocp.save_checkpointables_async(
+                    self._path(step), items, custom_metadata=metadata
+                )
+        except Exception as error:
+            self._put_away(step)
+            raise self._failed(step, error) from error
+        arrays = by_name({name: tree for name, tree in items.items() if name != "progress"})
+        sizes = {address: array.nbytes for address, array in arrays.items()}
+        thread = threading.Thread(
+            target=self._finish,
+            args=(step, response, prints, sizes, items["progress"]),
+            name=f"checkpoint {step}",
+            daemon=True,  # a disk that hangs must not keep a process that ends
+        )
+        self._pending = _Pending(step, thread)
+        thread.start()
 
-class Trained(Mapping[str, np.ndarray]):
-    """The trained weights of a finished step by address; each is read when it is asked for."""
+    def _finish(
+        self, step: int, response: Any, prints: Mapping[str, Fingerprint], sizes: dict[str, int],
+        progress: dict[str, int],
+    ) -> None:  # fmt: skip
+        """Waits for Orbax, reads back, publishes the manifest, removes what is too old."""
+        assert self._pending is not None
+        path, process, processes = self._path(step), jax.process_index(), jax.process_count()
+        try:
+            response.result()
+            differing = stored.read_back(path, prints, manifest.share(sizes, process, processes))
+            manifest.write_part(
+                path,
+                process,
+                processes,
+                arrays=prints,
+                progress=progress,
+                saved_at=int(time.time()),
+                faults=differing,
+            )
+            manifest.await_parts(path, processes)
+            manifest.read(path)
+            self.last_good = step
+            if process == 0:
+                steps.prune(self.folder, self._keep, self._keep_seconds)
+        except BaseException as error:
+            self._pending.error = error
+            if self.last_good != step:
+                self._put_away(step)
 
-    def __init__(self, folder: str, step: int):
-        self.path = files.join(files.absolute(folder), str(step))
-        with _readable(self.path):
-            metadata: Any = ocp.checkpointables_metadata(self.path).metadata
-            self.shapes: dict[str, tuple[int, ...]] = {
-                address: tuple(array.shape) for address, array in metadata["trainable"].items()
-            }
+    def _put_away(self, step: int) -> None:
+        """Leaves nothing of a save that failed, as far as the disk lets it.
 
-    def __getitem__(self, address: str) -> np.ndarray:
-        wanted: dict[str, Any] = dict.fromkeys(self.shapes, ocp.PLACEHOLDER)
-        wanted[address] = np.empty(self.shapes[address], np.float32)
-        with _readable(self.path):
-            items = ocp.load_checkpointables(self.path, {"trainable": wanted})
-        return items["trainable"][address]
+        Files that were written without an error, and are wrong, are set aside: evidence.
+        """
+        if jax.process_index() != 0:
+            return
+        with contextlib.suppress(OSError):
+            if manifest.is_trusted(self._path(step)):
+                steps.set_aside(self.folder, step, "damaged-when-written")
+            steps.remove_failed(self.folder, step)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
+    def _failed(self, step: int, error: BaseException) -> SaveFailed:
+        known = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)]
+        first = next(iter(str(error).splitlines()), "")[:500]
+        first = next((reason for reason in known if reason in str(error)), first)
+        good = "none" if self.last_good is None else self._path(self.last_good)
+        return SaveFailed(
+            f"{self._path(step)}: this checkpoint could not be saved ({type(error).__name__}: "
+            f"{first}); the last good one is {good}: mend the storage, then start again"
+        )
 
-    def __len__(self) -> int:
-        return len(self.shapes)
+    def _faults(self, step: int) -> list[str]:
+        """What of a step's files is not as it was written; each process reads its share."""
+        own = manifest.faults(self._path(step), jax.process_index(), jax.process_count())
+        return [line for lines in gather(own) for line in lines]
+
+    def _load(self, step: int, like: TrainState) -> tuple[Restored | None, list[str]]:
+        """A step whose files are whole, unless what arrives on the devices is something else."""
+        path = self._path(step)
+        written = manifest.read(path)
+        wanted = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), as_items(like)
+        )
+        held = {name for name in wanted if stored.holds(path, name, wanted[name])}
+        with stored.readable(path):
+            items = ocp.load_checkpointables(
+                path, {name: wanted[name] for name in held} | {"progress": None}
+            )
+        progress = {name: int(count) for name, count in items.pop("progress").items()}
+        found = fingerprint.on_devices(by_name(items))[0]
+        differing = [
+            f"{path}: {name}: expected fingerprint {written.arrays.get(name)}, found {now}"
+            for name, now in found.items()
+            if written.arrays.get(name) != now
+        ]
+        if progress != written.progress:
+            differing.append(f"{path}: expected progress {written.progress}, found {progress}")
+        if differing:
+            return None, differing
+        items |= {name: zeros(wanted[name]) for name in wanted if name not in held}
+        known = {field.name for field in dataclasses.fields(Progress)}
+        at = Progress(**{name: count for name, count in progress.items() if name in known})
+        return Restored(step, as_state(like, items), at), []

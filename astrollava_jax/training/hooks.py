@@ -1,6 +1,7 @@
-"""What happens after a step: held-out loss, checkpoints, the log. None knows another."""
+"""What happens after a step: guards, held-out loss, checkpoints, the log. None knows another."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,8 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from astrollava_jax.sharding import agree
-from astrollava_jax.training.checkpoint import Checkpoints
-from astrollava_jax.training.loop import Event
+from astrollava_jax.training import anomaly
+from astrollava_jax.training.checkpoint import Checkpoints, NotFinite
+from astrollava_jax.training.loop import Delivery, Diverged, Event
 from astrollava_jax.training.metrics import JsonLines, TensorBoard
 from astrollava_jax.training.state import TrainState
 
@@ -36,16 +38,40 @@ class Guard:
             )
 
 
+class BadSteps:
+    """Says when steps with bad numbers lead nowhere."""
+
+    def __init__(self, max_in_row: int):
+        self.max_in_row = max_in_row
+
+    def __call__(self, event: Event) -> None:
+        """Looks at the step.
+
+        Raises:
+            Diverged: at every `max_in_row`-th bad step without a good one between, and as soon as
+                the weights or moments themselves are not finite.
+        """
+        in_row = event.progress.bad_in_row
+        if in_row == 0 or event.rolled_back is not None:
+            return
+        if event.metrics["bad"] == anomaly.BROKEN or in_row % self.max_in_row == 0:
+            raise Diverged(
+                f"step {event.progress.step}: {anomaly.why(event.metrics)}; bad steps in a row: "
+                f"{in_row}"
+            )
+
+
 class Evaluate:
     """Computes the held-out loss every so many steps, and after the last.
 
-    `evaluate` gives the loss and the records that could not be read; `found` is told of them.
+    `evaluate` gives the loss and the records that could not be read, or None if it was broken off;
+    `found` is told of them.
     """
 
     def __init__(
         self,
         every_steps: int,
-        evaluate: Callable[[TrainState], tuple[float, Sequence[str]]],
+        evaluate: Callable[[TrainState], tuple[float, Sequence[str]] | None],
         found: Callable[[int, float, Sequence[str]], None],
     ):
         self.every_steps, self._evaluate, self._found = every_steps, evaluate, found
@@ -53,11 +79,26 @@ class Evaluate:
     def __call__(self, event: Event) -> None:
         """Evaluates when it is time."""
         if event.last or event.progress.step % self.every_steps == 0:
-            self._found(event.progress.step, *self._evaluate(event.state))
+            self._tell(event.progress.step, event.state)
+
+    def make_up(self, step: int, state: TrainState, done: bool) -> None:
+        """Evaluates a step from which a run goes on, if it was to be and is not done."""
+        if step > 0 and step % self.every_steps == 0 and not done:
+            self._tell(step, state)
+
+    def _tell(self, step: int, state: TrainState) -> None:
+        told = self._evaluate(state)
+        if told is not None:
+            self._found(step, *told)
 
 
 class Save:
-    """Saves a checkpoint by the clock or by the count of steps, and after the last step."""
+    """Saves a checkpoint by the clock or by the count of steps, and after the last step.
+
+    While steps are bad, nothing new is there to save: what is due then waits for the next good one,
+    lest the checkpoints before be pushed out. What was rolled back is saved at once, with the
+    position in the data that it has now.
+    """
 
     def __init__(
         self,
@@ -68,16 +109,40 @@ class Save:
     ):
         self._checkpoints, self._config = checkpoints, config
         self.every_seconds, self.every_steps = every_seconds, every_steps
-        self._saved_at = time.monotonic()
+        self._saved_at, self._due = time.monotonic(), False
+        self._saved_step: int | None = None
 
     def __call__(self, event: Event) -> None:
-        """Saves when it is time."""
-        due = self.every_steps is not None and event.progress.step % self.every_steps == 0
+        """Saves when it is time.
+
+        Raises:
+            Diverged: if the state is not finite.
+        """
+        if self.every_steps is not None and event.progress.step % self.every_steps == 0:
+            self._due = True
         if self.every_seconds is not None:
-            due = due or agree(time.monotonic() - self._saved_at >= self.every_seconds)
-        if due or event.last:
+            self._due |= agree(time.monotonic() - self._saved_at >= self.every_seconds)
+        due = self._due and event.progress.bad_in_row == 0
+        if due or event.last or event.rolled_back is not None:
+            self._save(event)
+
+    def now(self, event: Event) -> None:
+        """Saves, unless this step is, and returns when it stands on the disk.
+
+        Raises:
+            Diverged: if the state is not finite.
+        """
+        if self._saved_step != event.progress.step:
+            self._save(event)
+        self._checkpoints.wait()
+
+    def _save(self, event: Event) -> None:
+        try:
             self._checkpoints.save(event.state, event.progress, self._config)
-            self._saved_at = time.monotonic()
+        except NotFinite as error:
+            raise Diverged(f"step {event.progress.step}: {error}") from error
+        self._saved_at, self._due = time.monotonic(), False
+        self._saved_step = event.progress.step
 
 
 class Log:
@@ -95,10 +160,12 @@ class Log:
         first_group: str,
         checkpoints: Checkpoints,
         work: Callable[[Event], float | None],
+        records: Callable[[int], Sequence[str]],
     ):
         self._console, self._lines, self._board = console, lines, board
         self.every_steps, self.attempt, self.chips = every_steps, attempt, chips
         self._first_group, self._checkpoints, self._work = first_group, checkpoints, work
+        self._records = records
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -120,8 +187,10 @@ class Log:
             self._bar.start()
             self._task = self._bar.add_task("training", total=event.total_steps, loss="")
         self._bar.update(self._task, completed=facts["step"], loss=f"loss {facts['loss']:.4f}")
-        if event.last or facts["step"] % self.every_steps == 0:
+        if event.last or "bad" in facts or facts["step"] % self.every_steps == 0:
             self._console.print(_line(facts, event.total_steps), highlight=False, soft_wrap=True)
+        if "bad" in facts:
+            self._console.print(_bad_line(facts, event), highlight=False, soft_wrap=True)
         self._name(event.delivery.faults)
 
     def held_out(self, step: int, loss: float, faults: Sequence[str]) -> None:
@@ -164,9 +233,37 @@ class Log:
             "input_wait": event.input_wait / seconds,
             "packing": event.delivery.filled,
             "skipped_records": event.progress.skipped,
+            "bad_steps": event.progress.bad,
             "last_good_checkpoint": self._checkpoints.last_good,
-            **({"faults": list(event.delivery.faults)} if event.delivery.faults else {}),
+            **_faults(event.delivery),
+            **({"bad": self._bad(event)} if metrics["bad"] != anomaly.GOOD else {}),
+            **({} if event.rolled_back is None else {"rolled_back_to": event.rolled_back}),
         }
+
+    def _bad(self, event: Event) -> dict[str, Any]:
+        """What was bad about a step, and of which records it was made."""
+        return {
+            "why": anomaly.why(event.metrics),
+            "loss": event.metrics["loss"],
+            "grad_norm": event.metrics["grad_norm"],
+            "records": list(self._records(event.progress.position - 1)),
+        }
+
+
+def _bad_line(facts: dict[str, Any], event: Event) -> str:
+    records = facts["bad"]["records"]
+    more = f" and {len(records) - 10} more, all in log.jsonl" if len(records) > 10 else ""
+    return (
+        f"BAD NUMBERS in step {facts['step']}, from which nothing was learned: "
+        f"{facts['bad']['why']}; bad steps so far: {facts['bad_steps']}, in a row: "
+        f"{event.progress.bad_in_row}; records: {', '.join(records[:10])}{more}"
+    )
+
+
+def _faults(delivery: Delivery) -> dict[str, Any]:
+    if not delivery.faults:
+        return {}
+    return {"faults": list(delivery.faults), "fault_kinds": dict(Counter(delivery.fault_kinds))}
 
 
 def _line(facts: dict[str, Any], total: int) -> str:

@@ -8,7 +8,10 @@ from typing import Any
 import jax
 
 from astrollava_jax.params import Params
+from astrollava_jax.training.anomaly import GOOD
+from astrollava_jax.training.preemption import Preempted, Stop
 from astrollava_jax.training.state import Progress, TrainState
+from astrollava_jax.training.watchdog import Heart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +29,8 @@ class Delivery:
     """Part of all positions, empty rows counted, that holds something."""
     faults: Sequence[str]
     """Records that could not be read, each with its reason; their loss is off."""
+    fault_kinds: Sequence[str] = ()
+    """What each of them is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,21 +40,31 @@ class Event:
     progress: Progress
     total_steps: int
     state: TrainState
-    metrics: dict[str, float]
+    metrics: dict[str, float | int]
     delivery: Delivery
     seconds: float
     """From the end of the hooks before it to the step's end."""
     input_wait: float
     """Seconds of it in which the devices waited for input."""
+    rolled_back: int | None = None
+    """The checkpoint that `state` was taken from, where the step's own led nowhere."""
 
     @property
     def last(self) -> bool:
-        """Whether the run is complete."""
-        return self.progress.step == self.total_steps
+        """Whether the data has come to its end."""
+        return self.progress.position == self.total_steps
 
 
 Hook = Callable[[Event], None]
 """Something that happens after a step, by its own clock."""
+
+
+class Diverged(ValueError):
+    """Raised by a hook: the run cannot go on from the state of this step."""
+
+
+Recover = Callable[[Event, Diverged], Event]
+"""Gives the event a state from which the run can go on, or raises what it was told."""
 
 
 def train(
@@ -60,23 +75,37 @@ def train(
     hooks: Sequence[Hook],
     progress: Progress,
     total_steps: int,
+    recover: Recover,
+    heart: Heart,
+    stop: Stop,
+    save: Hook,
 ) -> tuple[TrainState, Progress]:
-    """Runs the remaining steps; after each, calls every hook in the order of the list."""
-    ended = time.perf_counter()
-    while progress.step < total_steps:
-        delivery = next(deliveries)
+    """Runs the remaining steps; after each, calls every hook in the order of the list.
+
+    Data is never given twice: also after `recover` the run goes on with the next delivery.
+
+    Where the input ends with an error, what was learned so far is saved before it is raised.
+
+    Raises:
+        Preempted: if the run is asked to stop; the step is finished, and `save` has saved it.
+    """
+    ended, event = time.perf_counter(), None
+    while progress.position < total_steps:
+        heart.beat("input", f"of step {progress.step + 1}")
+        try:
+            delivery = next(deliveries)
+        except Exception:
+            # With several processes the others do not know of it, and a save takes all of them.
+            if event is not None and jax.process_count() == 1:
+                told(event, [save], recover)
+            raise
         arrived = time.perf_counter()
+        heart.beat("step", f"{progress.step + 1}")
         state, metrics = step(state, frozen, delivery.batch)
         metrics = {name: value.item() for name, value in jax.device_get(metrics).items()}
         now = time.perf_counter()
-        progress = Progress(
-            step=progress.step + 1,
-            position=progress.position + 1,
-            updates=progress.updates + 1,
-            skipped=progress.skipped + len(delivery.faults),
-        )
         event = Event(
-            progress=progress,
+            progress=progress.after(bad=metrics["bad"] != GOOD, skipped=len(delivery.faults)),
             total_steps=total_steps,
             state=state,
             metrics=metrics,
@@ -84,7 +113,31 @@ def train(
             seconds=now - ended,
             input_wait=arrived - ended,
         )
-        for hook in hooks:
-            hook(event)
+        stop.requested(progress.position)
+        event = told(event, hooks, recover)
+        if stop.reason is not None and not event.last:
+            event = told(event, [save], recover)
+            raise Preempted(
+                f"{stop.reason}: stopped after step {event.progress.step} of {total_steps}, which "
+                "is saved; the same command goes on"
+            )
+        state, progress = event.state, event.progress
         ended = time.perf_counter()
     return state, progress
+
+
+def told(event: Event, hooks: Sequence[Hook], recover: Recover) -> Event:
+    """The event as the last hook saw it.
+
+    Where a hook says that the state leads nowhere, it and those after it are told of the state that
+    was recovered.
+    """
+    waiting = list(hooks)
+    while waiting:
+        try:
+            waiting[0](event)
+        except Diverged as error:
+            event = recover(event, error)
+        else:
+            waiting.pop(0)
+    return event

@@ -1,11 +1,18 @@
-"""The two files in which a run keeps what it measured."""
+"""The two files in which a run keeps what it measured.
+
+JSON knows no NaN: a number that is not finite stands in `log.jsonl` as "NaN", "Infinity" or
+"-Infinity", which Python's `float` reads; `read_log` gives them back as floats.
+"""
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from astrollava_jax import files
+
+NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class JsonLines:
@@ -19,7 +26,7 @@ class JsonLines:
 
     def write(self, facts: Mapping[str, Any]) -> None:
         """Appends one line; floats keep all their digits."""
-        self._handle.write(json.dumps(facts) + "\n")
+        self._handle.write(json.dumps(_in_words(facts), allow_nan=False) + "\n")
 
     def close(self) -> None:
         """Closes the file."""
@@ -62,10 +69,26 @@ def read_log(path: str) -> list[dict[str, Any]]:
         return []
     for line in files.read_bytes(path).splitlines():
         try:
-            facts = json.loads(line)
+            facts = json.loads(line, object_hook=_in_numbers)
         except ValueError:
             continue
         if not isinstance(facts, dict) or not isinstance(facts.get("step"), int):
             continue
         found[facts["step"]] = {**found.get(facts["step"], {}), **facts}
     return [found[step] for step in sorted(found)]
+
+
+def _in_words(value: Any) -> Any:
+    """A tree of facts without floats that JSON does not know."""
+    if isinstance(value, Mapping):
+        return {key: _in_words(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return next(word for word, number in NOT_FINITE.items() if str(number) == str(value))
+    return value
+
+
+def _in_numbers(facts: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: NOT_FINITE.get(item, item) if isinstance(item, str) else item
+        for key, item in facts.items()
+    }

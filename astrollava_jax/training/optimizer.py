@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from pydantic import Field
 
 from astrollava_jax.config import config
 from astrollava_jax.params import Params, assign
+from astrollava_jax.training import anomaly
 
 FROZEN = "frozen"
 DECAYED = ("kernel", "embedding", "lora_a", "lora_b")
@@ -145,7 +146,6 @@ class AdamW:
         self.decay_of = {
             address: self._decay(groups[name], address) for address, name in self.group_of.items()
         }
-        self._moments = optax.scale_by_adam(*config.betas, eps=config.eps)
 
     def init(self, trainable: Params) -> AdamState:
         """Zero moments in float32."""
@@ -153,26 +153,44 @@ class AdamW:
         return AdamState(jnp.zeros((), jnp.int32), zeros, {a: x + 0 for a, x in zeros.items()})
 
     def update(
-        self, gradients: Params, state: AdamState, trainable: Params
+        self,
+        gradients: Params,
+        norm: Float[Array, ""],
+        state: AdamState,
+        trainable: Params,
+        good: Bool[Array, ""],
     ) -> tuple[Params, AdamState, dict[str, Array]]:
-        """The parameters and moments after one update, with `grad_norm` and each group's `lr`."""
-        norm = optax.tree.norm(gradients)
+        """The parameters and moments after one update, and each group's `lr`.
+
+        Args:
+            gradients: of everything that trains.
+            norm: of all of them together.
+            state: the moments so far.
+            trainable: the parameters.
+            good: whether to make the update; else all stay what they were, to the last bit.
+        """
         if self.config.clip_norm is not None:
             # torch adds 1e-6 to the norm; the same here, so that curves can be compared.
             factor = jnp.minimum(1.0, self.config.clip_norm / (norm + 1e-6))
             gradients = {a: g * factor for a, g in gradients.items()}
-        directions, adam = self._moments.update(
-            gradients, optax.ScaleByAdamState(state.count, state.mu, state.nu)
-        )
-        adam = cast(optax.ScaleByAdamState, adam)
-        directions = cast(Params, directions)
+        # Moments are chosen before they are used: the parameters would else need the old and the
+        # new ones at a time, and XLA would copy what it could overwrite.
+        first, second = self.config.betas
+        mu = optax.tree.update_moment(gradients, state.mu, first, 1)
+        nu = optax.tree.update_moment_per_elem_norm(gradients, state.nu, second, 2)
+        mu, nu = anomaly.only_if(good, (mu, nu), (state.mu, state.nu))
+        count = state.count + 1
+        means = optax.tree.bias_correction(mu, first, count)
+        squares = optax.tree.bias_correction(nu, second, count)
         rates = {name: rate(state.count) for name, rate in self.rates.items()}
-        updated = {
-            a: x - rates[self.group_of[a]] * (directions[a] + self.decay_of[a] * x)
-            for a, x in trainable.items()
-        }
-        metrics = {"grad_norm": norm} | {f"lr/{name}": rate for name, rate in rates.items()}
-        return updated, AdamState(*cast(Any, (adam.count, adam.mu, adam.nu))), metrics
+        updated = {}
+        for address, x in trainable.items():
+            direction = means[address] / (jnp.sqrt(squares[address]) + self.config.eps)
+            direction += self.decay_of[address] * x
+            updated[address] = x - rates[self.group_of[address]] * direction
+        updated, count = anomaly.only_if(good, (updated, count), (trainable, state.count))
+        metrics = {f"lr/{name}": rate for name, rate in rates.items()}
+        return updated, AdamState(count, mu, nu), metrics
 
     def _decay(self, group: Group, address: str) -> float:
         wanted = self.config.weight_decay if group.weight_decay is None else group.weight_decay

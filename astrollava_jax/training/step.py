@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Shaped
 
@@ -15,6 +16,7 @@ from astrollava_jax.models.layers import Remat, gather_rows
 from astrollava_jax.models.llava import Llava
 from astrollava_jax.params import Params, merge
 from astrollava_jax.sharding import shard
+from astrollava_jax.training import anomaly
 from astrollava_jax.training.optimizer import AdamW
 from astrollava_jax.training.state import TrainState
 
@@ -116,6 +118,30 @@ def added(one: Callable[[Any], Any], items: Any, zeros: Any) -> Any:
     return jax.lax.scan(add, zeros, items)[0]
 
 
+def guarded_update(
+    optimizer: AdamW,
+    state: TrainState,
+    loss: Float[Array, ""],
+    gradients: Params,
+    spike: anomaly.SpikeConfig | None,
+) -> tuple[TrainState, Metrics]:
+    """The state after an update, or to the last bit the one before if the numbers are bad."""
+    norm, limit = optax.tree.norm(gradients), anomaly.limits(state.history, spike)
+    # What goes in is looked at, not what comes out: new weights would have to be kept beside the
+    # old ones until they are checked.
+    whole = anomaly.all_finite((state.trainable, state.optimizer))
+    bad = anomaly.verdict(loss, norm, whole, limit)
+    good = bad == anomaly.GOOD
+    trainable, moments, rates = optimizer.update(
+        gradients, norm, state.optimizer, state.trainable, good
+    )
+    remembered = anomaly.remembered(state.history, loss, norm)
+    history = anomaly.only_if(good, remembered, state.history)
+    metrics = {"loss": loss, "grad_norm": norm, "bad": bad, **rates}
+    metrics |= {f"limit/{name}": value for name, value in limit.items()}
+    return TrainState(trainable, moments, history), metrics
+
+
 def make_train_step(
     graphdef: nnx.GraphDef,
     optimizer: AdamW,
@@ -126,11 +152,13 @@ def make_train_step(
     dtype: Any,
     remat: Remat,
     dropout_seed: int | None = None,
+    spike: anomaly.SpikeConfig | None = None,
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]:
     """The step: (state, frozen weights, batch) -> (state, metrics).
 
     Every array of the batch is `[A, rows, ...]`: A micro-batches whose gradients are added in
-    float32 before one update. Only `state.trainable` is differentiated.
+    float32 before one update. Only `state.trainable` is differentiated. A step with bad numbers
+    gives back the state that it got; the metric `bad` says what it was.
 
     Args:
         graphdef: the model's structure.
@@ -142,6 +170,7 @@ def make_train_step(
         remat: what the backward pass finds in memory.
         dropout_seed: what the masks of dropout follow from, with the count of updates; None for
             models that drop nothing.
+        spike: what is too large to be learned from; None if nothing finite is.
     """
 
     def micro_loss(
@@ -169,9 +198,8 @@ def make_train_step(
         total = added(one, (batch, weights, draws), zeros)
         weight = jnp.maximum(jnp.sum(weights), 1.0)
         value, gradients = jax.tree.map(lambda x: x / weight, total)
-        trainable, moments, metrics = optimizer.update(gradients, state.optimizer, state.trainable)
-        metrics |= {"loss": value, "learned_tokens": jnp.sum(batch.learned_sample >= 0)}
-        return TrainState(trainable, moments), metrics
+        state, metrics = guarded_update(optimizer, state, value, gradients, spike)
+        return state, metrics | {"learned_tokens": jnp.sum(batch.learned_sample >= 0)}
 
     return step
 

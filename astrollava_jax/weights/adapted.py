@@ -37,27 +37,27 @@ class Lora:
 
 
 class MergedKernel:
-    """A kernel with its adapter, in float32; of it only what is asked for is ever computed.
+    """A kernel with its adapter, summed in float32; of it only what is asked for is ever computed.
 
     It has of an array what is needed to write one or to bring it to the devices.
     """
-
-    dtype = np.dtype(np.float32)
 
     def __init__(
         self,
         read: Callable[[Index], Shaped[np.ndarray, "..."]],
         shape: Shape,
+        dtype: np.dtype,
         a: Float32[np.ndarray, "..."],
         b: Float32[np.ndarray, "..."],
         scale: float,
+        address: str,
     ):
-        self.shape = shape
-        self._read, self._a, self._b, self._scale = read, a, b, scale
+        self.shape, self.dtype = shape, dtype
+        self._read, self._a, self._b, self._scale, self._address = read, a, b, scale, address
         self._stacked = a.ndim + b.ndim - 2 - len(shape)
         self._inputs = a.ndim - 1  # with the layers
 
-    def __getitem__(self, index: Any) -> Float32[np.ndarray, "..."]:
+    def __getitem__(self, index: Any) -> Shaped[np.ndarray, "..."]:
         cuts = whole(index if isinstance(index, tuple) else (index,), self.shape)
         layers = cuts[: self._stacked]
         a = self._a[cuts[: self._inputs]]
@@ -68,7 +68,7 @@ class MergedKernel:
         added = np.matmul(a, b).reshape(extent)
         added *= np.float32(self._scale)
         added += self._read(cuts)
-        return added
+        return cast(added, self.dtype, self._address)
 
     def astype(self, dtype: Any) -> Shaped[np.ndarray, "..."]:
         """The whole in a dtype, made layer by layer."""
@@ -83,10 +83,17 @@ class MergedKernel:
 
 
 class Kernels(Mapping[str, Any]):
-    """The merged kernels of a model by address; of each, nothing is computed before it is asked."""
+    """The merged kernels of a model by address; of each, nothing is computed before it is asked.
 
-    def __init__(self, base: Source, lora: Lora):
+    Args:
+        base: the model without adapters.
+        lora: the adapters.
+        dtype: what each kernel is rounded to, once; float32 unless given.
+    """
+
+    def __init__(self, base: Source, lora: Lora, dtype: Callable[[str], np.dtype] | None = None):
         self._base, self._lora = base, lora
+        self._dtype = dtype or (lambda address: np.dtype(np.float32))
 
     def __getitem__(self, address: str) -> MergedKernel:
         module, _, last = address.rpartition("/")
@@ -100,7 +107,8 @@ class Kernels(Mapping[str, Any]):
         def read(index: Index) -> Shaped[np.ndarray, "..."]:
             return self._base.read(address, index)
 
-        return MergedKernel(read, shape, a, b, self._lora.scale)
+        dtype = self._dtype(address)
+        return MergedKernel(read, shape, dtype, a, b, self._lora.scale, address)
 
     def __iter__(self) -> Iterator[str]:
         return (f"{module}/kernel" for module in self._lora.modules)

@@ -28,6 +28,18 @@ _HINTS = {
 }
 
 
+class Misfit(ValueError):
+    """Tensors that do not fit what is wanted of them; the message lists all `faults`."""
+
+    def __init__(self, folder: str, faults: Sequence[str]):
+        super().__init__(
+            f"{folder}: {len(faults)} fault(s) between its tensors and its config.json\n  "
+            + "\n  ".join(_folded(faults))
+            + "\nfetch both anew from one place; where they are one model's, correct config.json"
+        )
+        self.faults = faults
+
+
 @dataclasses.dataclass(frozen=True)
 class Bound:
     """One parameter of ours and the foreign tensors that make it."""
@@ -41,6 +53,11 @@ class Bound:
     def folder(self) -> str:
         """The folder whose files give it."""
         return self.tensors.folder
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files in which its tensors lie."""
+        return tuple(dict.fromkeys(self.tensors.file_of(piece.name) for piece in self.pieces))
 
     @property
     def shape(self) -> Shape:
@@ -82,8 +99,9 @@ def bind(
     """The parameters that a folder's files give, by address.
 
     Raises:
-        ValueError: if a tensor is missing, unmapped, wrongly shaped, of a wrong kind, or no copy of
-            what it must be one of; lists all. If the tensors are quantised, says that alone.
+        Misfit: if a tensor is missing, unmapped, wrongly shaped, of a wrong kind, or no copy of
+            what it must be one of; lists all.
+        ValueError: if the tensors are quantised; says that alone.
     """
     _check_plain(wanted, tensors)
     faults = _faults(wanted, tensors, (*ignored, *copies)) + _untrue(wanted, tensors, copies)
@@ -98,11 +116,7 @@ def bind(
         if kinds and kinds <= READ_AS.keys():
             found[address] = Bound(tensors, tuple(pieces), common(kinds))
     if faults:
-        raise ValueError(
-            f"{tensors.folder}: {len(faults)} fault(s) between its tensors and its config.json\n  "
-            + "\n  ".join(_folded(faults))
-            + "\nfetch both anew from one place; where they are one model's, correct config.json"
-        )
+        raise Misfit(tensors.folder, faults)
     return found
 
 

@@ -3,20 +3,14 @@
 from astrollava_jax.models.clip import ClipConfig
 from astrollava_jax.weights.family import Dialect, Family, Key
 from astrollava_jax.weights.layout import Row
-from astrollava_jax.weights.vision import KEYS, block_rows, norm_rows, sizes
+from astrollava_jax.weights.vision import FIXED, KEYS, block_rows, embedding_rows, norm_rows, sizes
 
 
 def rows(tower: str, config: ClipConfig) -> tuple[Row, ...]:
     """The table, given what stands before the tower's names."""
-    embeddings = f"{tower}embeddings."
     return (
-        Row("vision/class_token/embedding", f"{embeddings}class_embedding", "e -> 1 e"),
-        Row(
-            "vision/patch_embed/kernel",
-            f"{embeddings}patch_embedding.weight",
-            "e c p q -> p q c e",
-        ),
-        Row("vision/positions/embedding", f"{embeddings}position_embedding.weight", "s e -> s e"),
+        Row("vision/class_token/embedding", f"{tower}embeddings.class_embedding", "e -> 1 e"),
+        *embedding_rows(tower),
         *norm_rows("vision/pre_norm", f"{tower}pre_layrnorm"),  # CLIP's own spelling
         *block_rows(tower),
         *norm_rows("vision/post_norm", f"{tower}post_layernorm"),
@@ -37,7 +31,7 @@ FAMILY = Family(
                 "norm_eps": Key("layer_norm_eps", 1e-5),
                 "activation": Key("hidden_act", "quick_gelu"),
             },
-            fixed={"num_channels": (3, None)},
+            fixed=FIXED,
         ),
     ),
 )

@@ -4,18 +4,12 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-from jaxtyping import Shaped
-
 from astrollava_jax import files
-from astrollava_jax.data.chat_export import named_template
 from astrollava_jax.data.image import Mode
-from astrollava_jax.data.tokenizer import Tokenizer
 from astrollava_jax.models.llava import LlavaConfig
 from astrollava_jax.models.projector import MlpConfig
-from astrollava_jax.weights import foreign_config, llava, sidecars, vocabulary
-from astrollava_jax.weights.binding import Bound, bind, conversions
-from astrollava_jax.weights.layout import Index
+from astrollava_jax.weights import foreign_config, llava, vocabulary
+from astrollava_jax.weights.files_source import FilesSource, bound_by, describe
 from astrollava_jax.weights.llava import (
     DECODER,
     HF,
@@ -37,41 +31,13 @@ from astrollava_jax.weights.torch_file import TorchFile
 Tree = Mapping[str, Any]
 
 
-class FilesSource(Source):
-    """A model in foreign files, of one directory or of several."""
-
-    def __init__(self, bound: Mapping[str, Bound | vocabulary.Grown], **fields: Any):
-        super().__init__(**fields)
-        self._bound = bound
-
-    def read(self, address: str, index: Index | None = None) -> Shaped[np.ndarray, "..."]:
-        """A parameter, or a part of it; what is not needed stays in the files."""
-        return self._bound[address].read(index)
-
-    def dtype(self, address: str) -> np.dtype:
-        """The dtype in the files."""
-        return self._bound[address].dtype
-
-    def fingerprint(self, address: str) -> str:
-        """A digest of the bytes in the files."""
-        return self._bound[address].fingerprint()
-
-    def folder_of(self, address: str) -> str:
-        """The directory whose files give a parameter."""
-        return self._bound[address].folder
-
-    def with_parameters(self, bound: Mapping[str, Bound]) -> "FilesSource":
-        """The same with some more parameters."""
-        self._bound = {**self._bound, **bound}
-        return self
-
-
 def open_model(
     folder: files.Where,
     *,
     vision: files.Where | None = None,
     llm: files.Where | None = None,
     base: files.Where | None = None,
+    said: str = "--{}",
 ) -> Source:
     """A whole model, in whichever layout.
 
@@ -80,6 +46,7 @@ def open_model(
         vision: the directory of its tower, for an original directory that only names it.
         llm: the directory of its decoder, for one that holds a projector alone.
         base: the directory of the model that an adapter belongs to, unless its config names it.
+        said: how the user gives the last three, for what is told: `--vision`, or `init.vision`.
 
     Raises:
         FileNotFoundError: if files are missing.
@@ -87,67 +54,102 @@ def open_model(
     """
     layout = recognise(folder)
     if layout is PEFT:
-        whole = base_of(folder, base)
-        if llm is not None or recognise(whole) is PEFT:
-            raise ValueError(f"{folder}: is an adapter: give one whole model as its --base")
-        return read_adapter(folder, open_model(whole, vision=vision))
+        return _open_adapter(folder, vision, llm, base, said)
     if base is not None:
         raise ValueError(
-            f"{folder}: has the layout {layout.name}; only an adapter or a run has a base"
+            f"{folder}: has the layout {layout.name}; only an adapter or a run has a base, so that "
+            f"{said.format('base')} {base} has no place"
         )
     if layout is PROJECTOR:
-        return _open_projector(str(folder), vision, llm)
+        return _open_projector(str(folder), vision, llm, said)
     if llm is not None:
         raise ValueError(
-            f"{folder}: has a decoder of its own, so that --llm {llm} has no place in it"
+            f"{folder}: has a decoder of its own, so that {said.format('llm')} {llm} has no place "
+            "in it"
         )
     if vision is not None and layout is not ORIGINAL:
         raise ValueError(
-            f"{folder}: has the layout {layout.name}; a tower is added only to the layout llava, "
-            "or to a decoder (--vision DIR --llm DIR)"
+            f"{folder}: has the layout {layout.name}, so that {said.format('vision')} {vision} has "
+            "no place: a tower is added only to the layout llava, or to a decoder "
+            f"({said.format('vision')} DIR with {said.format('llm')} DIR)"
         )
     if layout is ORBAX:
         return OrbaxSource(folder)
     if layout is HF:
         return _open_hf(str(folder))
     if layout is ORIGINAL:
-        return _open_original(str(folder), None if vision is None else str(vision))
+        return _open_original(str(folder), None if vision is None else str(vision), said)
     raise ValueError(
-        f"{folder}: holds a bare {layout.name}, no LLaVA: join a tower and a decoder with "
-        "--vision DIR --llm DIR"
+        f"{folder}: holds {layout.holds}, no LLaVA: join a tower and a decoder, by `astrollava "
+        "convert --vision DIR --llm DIR DST` or by init.vision and init.llm in a run's file"
     )
 
 
-def join(vision: files.Where, llm: files.Where) -> FilesSource:
+def join(vision: files.Where, llm: files.Where, said: str = "--{}") -> FilesSource:
     """A tower and a decoder with a fresh projector between them, as LLaVA 1.5 begins.
 
     Raises:
         ValueError: if the directories are no tower and no decoder, or have faults; as `open_model`.
     """
-    for folder, wanted in ((vision, TOWER), (llm, DECODER)):
-        if recognise(folder) is not wanted:
-            raise ValueError(
-                f"{folder}: expected the layout {wanted.name}, found {recognise(folder).name}"
-            )
+    if (recognise(vision), recognise(llm)) == (DECODER, TOWER):
+        raise ValueError(
+            f"{said.format('vision')} {vision} holds a bare decoder and {said.format('llm')} {llm} "
+            "a vision tower: exchange the two"
+        )
+    _check_part(vision, TOWER, said.format("vision"))
+    _check_part(llm, DECODER, said.format("llm"))
     vision, llm = str(vision), str(llm)
     config = LlavaConfig(
         vision=_tower(vision),
         projector=MlpConfig(depth=2),
         llm=_told(llm, foreign_config.read_decoder, _config(llm)),
     )
-    bound = _bind(TOWER, config, open_tensors(vision)) | _bind(DECODER, config, open_tensors(llm))
+    bound = bound_by(TOWER, config, open_tensors(vision))
+    bound |= bound_by(DECODER, config, open_tensors(llm))
     missing = tuple(address for address in llava.shapes(config) if address not in bound)
-    source = _describe(llm, config, bound, layout=None, image_mode="pad", missing=missing)
+    source = describe(llm, config, bound, layout=None, image_mode="pad", missing=missing)
     if source.tokenizer_folder and source.tokenizer.image_id < source.words:
         source.words = vocabulary.own_words(source.tokenizer)  # it was made for images before
     return source
+
+
+def _check_part(folder: files.Where, wanted: Layout, option: str) -> None:
+    """Raises unless a directory is the part that it was given as."""
+    found = recognise(folder)
+    if found is not wanted:
+        raise ValueError(
+            f"{option} {folder}: expected the directory of {wanted.holds}, found {found.holds} "
+            f"(layout {found.name})"
+        )
+
+
+def _open_adapter(
+    folder: files.Where,
+    vision: files.Where | None,
+    llm: files.Where | None,
+    base: files.Where | None,
+    said: str,
+) -> Source:
+    whole = base_of(folder, base, said.format("base"))
+    if llm is not None:
+        raise ValueError(
+            f"{folder}: is an adapter, whose decoder is its base's, so that {said.format('llm')} "
+            f"{llm} has no place"
+        )
+    found = recognise(whole)
+    if found not in (HF, ORIGINAL, ORBAX):
+        raise ValueError(
+            f"{folder}: is an adapter, and {whole} holds {found.holds}: give one whole model as "
+            f"its {said.format('base')}"
+        )
+    return read_adapter(folder, open_model(whole, vision=vision, said=said))
 
 
 def _open_hf(folder: str) -> Source:
     tree, processor = _config(folder), _processor(folder)
     config = _told(folder, foreign_config.read_hf, tree, processor)
     # A shape without numbers is a model too: one to be made from a seed, or to be planned for.
-    bound = _bind(HF, config, open_tensors(folder)) if has_tensors(folder) else {}
+    bound = bound_by(HF, config, open_tensors(folder)) if has_tensors(folder) else {}
     missing = tuple(address for address in llava.shapes(config) if address not in bound)
     pixels = read_pixels(processor, config.vision)
     if pixels.mode == "anyres" and pixels.grid != config.grid:
@@ -156,7 +158,7 @@ def _open_hf(folder: str) -> Source:
             f"preprocessor_config.json {pixels.grid}"
         )
     mode = "anyres" if config.grid and not processor else pixels.mode
-    source = _describe(folder, config, bound, layout=HF.name, image_mode=mode, missing=missing)
+    source = describe(folder, config, bound, layout=HF.name, image_mode=mode, missing=missing)
     image = tree.get("image_token_index", 32000)
     if source.tokenizer_folder is None:
         source.words = min(image, source.words)
@@ -170,44 +172,51 @@ def _open_hf(folder: str) -> Source:
     return source
 
 
-def _open_original(folder: str, vision: str | None) -> Source:
+def _open_original(folder: str, vision: str | None, said: str) -> Source:
+    if vision is not None:
+        _check_part(vision, TOWER, said.format("vision"))
     tree, tensors = _config(folder), open_tensors(folder)
     embedded = any(name.startswith(ORIGINAL.vision[1]) for name in tensors.infos)
     tower = _tower(vision) if vision else _told(folder, foreign_config.tower_of_original, tree)
     if vision and embedded and foreign_config.tower_of_original(tree) is not None:
-        raise ValueError(f"{folder}: has its tower in it, so that --vision {vision} has no place")
+        raise ValueError(
+            f"{folder}: has its tower in it, so that {said.format('vision')} {vision} has no place"
+        )
     if vision is None and (tower is None or not embedded):
         lacks = (
             "heads of its vision tower are not known" if embedded else "vision tower is not in it"
         )
         raise ValueError(
-            f"{folder}: the {lacks}: give --vision DIR with the directory of "
+            f"{folder}: the {lacks}: give {said.format('vision')} DIR with the directory of "
             f"{tree.get('mm_vision_tower')}"
         )
     config = _told(folder, foreign_config.read_original, tree, tower)
     parts = tuple(part for part in ORIGINAL.parts if embedded or part != "vision")
-    bound = _bind(ORIGINAL, config, tensors, parts)
+    bound = bound_by(ORIGINAL, config, tensors, parts)
     if vision and not embedded:
-        bound |= _bind(TOWER, config, open_tensors(vision))
+        bound |= bound_by(TOWER, config, open_tensors(vision))
     square = read_pixels({}, config.vision).mode
-    said = tree.get("image_aspect_ratio")
-    mode: Mode = said if said in ("pad", "anyres") else square
-    return _describe(folder, config, bound, layout=ORIGINAL.name, image_mode=mode)
+    aspect = tree.get("image_aspect_ratio")
+    mode: Mode = aspect if aspect in ("pad", "anyres") else square
+    return describe(folder, config, bound, layout=ORIGINAL.name, image_mode=mode)
 
 
-def _open_projector(folder: str, vision: files.Where | None, llm: files.Where | None) -> Source:
+def _open_projector(
+    folder: str, vision: files.Where | None, llm: files.Where | None, said: str
+) -> Source:
     """LLaVA's stage 1 alone: `mm_projector.bin` between a tower and a decoder from elsewhere."""
     tree = _config(folder)
     if vision is None or llm is None:
         raise ValueError(
             f"{folder}: holds a projector alone, trained between {tree.get('mm_vision_tower')} and "
-            f"{tree.get('_name_or_path')}: give both directories, --vision DIR and --llm DIR"
+            f"{tree.get('_name_or_path')}: give both directories, {said.format('vision')} DIR and "
+            f"{said.format('llm')} DIR"
         )
-    parts = join(vision, llm)
+    parts = join(vision, llm, said)
     config = _told(folder, foreign_config.read_original, tree, parts.config.vision)
     config = dataclasses.replace(config, llm=parts.config.llm)
     projector = Renamed(TorchFile(files.join(folder, MM_PROJECTOR)), _projector_name)
-    bound = _bind(PROJECTOR, config, Tensors(folder, [projector]))
+    bound = bound_by(PROJECTOR, config, Tensors(folder, [projector]))
     parts.config, parts.missing = config, ()
     parts.image_mode = "pad" if tree.get("image_aspect_ratio") == "pad" else "crop"
     return parts.with_parameters(bound)
@@ -216,63 +225,6 @@ def _open_projector(folder: str, vision: files.Where | None, llm: files.Where | 
 def _projector_name(name: str) -> str:
     """LLaVA's own loader goes by what follows this word."""
     return "model." + name[name.find("mm_projector.") :] if "mm_projector." in name else name
-
-
-def _describe(
-    folder: str,
-    config: LlavaConfig,
-    bound: dict[str, Bound],
-    *,
-    layout: str | None,
-    image_mode: Mode,
-    missing: tuple[str, ...] = (),
-) -> FilesSource:
-    """The source of bound parameters, with the words that the folder's tokenizer needs."""
-    rows, grown, tokenizer = config.llm.vocab_size, config.llm.vocab_size, None
-    notes = conversions(bound.values())
-    layout = None if notes else layout  # its files say what the tensors were
-    if any(files.exists(files.join(folder, f"tokenizer.{end}")) for end in ("json", "model")):
-        tokenizer = Tokenizer.from_folder(folder)
-        grown = vocabulary.rows_needed(tokenizer, rows, folder)
-    tables: dict[str, Bound | vocabulary.Grown] = dict(bound)
-    if tokenizer is not None and (grown > rows or tokenizer.extended):
-        notes += (vocabulary.note(tokenizer, rows, grown),)
-    if grown > rows:
-        layout = None if layout == HF.name else layout  # the original never has those rows
-        config = llava.with_vocabulary(config, grown)
-        for address, dim in vocabulary.TABLES.items():
-            if address in bound:
-                tables[address] = vocabulary.Grown(bound[address], dim, grown)
-    return FilesSource(
-        tables,
-        config=config,
-        layout=layout,
-        words=rows,
-        image_mode=image_mode,
-        template=_template(tokenizer),
-        sidecars={
-            name: files.read_bytes(files.join(folder, name))
-            for name in sidecars.NAMES
-            if files.exists(files.join(folder, name))
-        },
-        tokenizer_folder=None if tokenizer is None else folder,
-        missing=missing,
-        notes=notes,
-    )
-
-
-def _bind(
-    layout: Layout, config: LlavaConfig, tensors: Tensors, parts: tuple[str, ...] | None = None
-) -> dict[str, Bound]:
-    wanted = layout.foreign(config, tensors.infos.keys(), parts)
-    return bind(wanted, tensors, layout.ignored, layout.copies(config))
-
-
-def _template(tokenizer: Tokenizer | None) -> str:
-    """The row of templates that the chat template equals, else `model`; without one, LLaVA's."""
-    if tokenizer is None or tokenizer.chat_template is None:
-        return "vicuna_v1"
-    return named_template(tokenizer.chat_template) or "model"
 
 
 def _tower(folder: str) -> Any:

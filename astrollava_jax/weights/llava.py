@@ -36,6 +36,7 @@ class Layout:
 
     Attributes:
         name: how commands name it.
+        holds: what a directory of it is, in words.
         llm: what stands before the decoder's names, and before its head's.
         vision: what stands before the tower's names.
         projector: what stands before the projector's names.
@@ -45,6 +46,7 @@ class Layout:
     """
 
     name: str
+    holds: str = "a whole LLaVA"
     llm: tuple[tuple[str, str], ...] = ()
     vision: tuple[str, ...] = ()
     projector: tuple[str, ...] = ()
@@ -179,8 +181,18 @@ MODULES = Layout(  # the modules of transformers 5 in memory, to which adapters 
     linears=_hf_linears,
     image_newline=("model.image_newline",),
 )
-PROJECTOR = Layout(name="projector", projector=("model.mm_projector.",), linears=_original_linears)
-PEFT = Layout(name="peft")
-DECODER = Layout(name="decoder", llm=(("model.", "lm_head."),))
-TOWER = Layout(name="tower", vision=("vision_model.", ""), ignored=_BUFFERS + _OTHER_HALF)
+PROJECTOR = Layout(
+    name="projector",
+    holds="a projector alone",
+    projector=("model.mm_projector.",),
+    linears=_original_linears,
+)
+PEFT = Layout(name="peft", holds="an adapter")
+DECODER = Layout(name="decoder", holds="a bare decoder", llm=(("model.", "lm_head."),))
+TOWER = Layout(
+    name="tower",
+    holds="a vision tower",
+    vision=("vision_model.", ""),
+    ignored=_BUFFERS + _OTHER_HALF,
+)
 ORBAX = Layout(name="orbax")

@@ -18,12 +18,12 @@ from astrollava_jax.data.chat_export import named_template
 from astrollava_jax.data.image import Mode
 from astrollava_jax.models.llava import LlavaConfig
 from astrollava_jax.models.lora import LORA_A, LORA_B
-from astrollava_jax.weights import llava
+from astrollava_jax.weights import llava, projector
 from astrollava_jax.weights.adapted import Adapted, Lora
-from astrollava_jax.weights.binding import Bound, bind, unmapped
+from astrollava_jax.weights.binding import Bound, Misfit, bind, unmapped
 from astrollava_jax.weights.family import fixed_faults
-from astrollava_jax.weights.layout import Foreign, Row, Sentence, Shape, Sizes, expand
-from astrollava_jax.weights.llava import HF, ORIGINAL, Layout
+from astrollava_jax.weights.layout import Foreign, Row, Sentence, Shape, Sizes, expand, whole
+from astrollava_jax.weights.llava import HF, ORIGINAL
 from astrollava_jax.weights.pixels import read_pixels
 from astrollava_jax.weights.safetensors import SafetensorsFile
 from astrollava_jax.weights.source import Overlay, Source
@@ -69,8 +69,13 @@ class Read(Mapping[str, Any]):
         return len(self._bound)
 
 
-def base_of(folder: files.Where, base: files.Where | None) -> files.Where:
+def base_of(folder: files.Where, base: files.Where | None, option: str = "--base") -> files.Where:
     """The directory of the model that an adapter belongs to: the one given, or the one it names.
+
+    Args:
+        folder: the adapter's.
+        base: the directory given.
+        option: how the user gives it.
 
     Raises:
         FileNotFoundError: if none is given and what it names is no directory here.
@@ -81,7 +86,7 @@ def base_of(folder: files.Where, base: files.Where | None) -> files.Where:
     if isinstance(named, str) and named and files.is_folder(named):
         return named
     raise FileNotFoundError(
-        f"{folder}: holds an adapter of {named!r}, which is no directory here: give --base DIR "
+        f"{folder}: holds an adapter of {named!r}, which is no directory here: give {option} DIR "
         "with the directory of that model"
     )
 
@@ -107,19 +112,26 @@ def read_adapter(folder: files.Where, base: Source) -> Adapted:
         )
     assert isinstance(rank, int) and isinstance(alpha, int | float)
     tensors = _open(folder)
+    where = base.folder_of("llm/embed/embedding")
     try:
         bound = _bind(base.config, tensors, rank)
+    except Misfit as error:
+        raise ValueError(
+            f"{folder}: was trained on another model than {where}, or is damaged: "
+            f"{len(error.faults)} of its {len(tensors.infos)} tensors do not fit, the first "
+            f"{error.faults[0]}"
+        ) from None
     except ValueError as error:
-        where = base.folder_of("llm/embed/embedding")
         raise ValueError(f"{folder}: does not fit its base {where}: {error}") from None
+    _check_finite(folder, tensors)
     adapters = {address for address in bound if address.endswith((f"/{LORA_A}", f"/{LORA_B}"))}
-    whole = {address: part for address, part in bound.items() if address not in adapters}
+    trained = {address: part for address, part in bound.items() if address not in adapters}
     scaled = alpha * math.sqrt(rank) if facts.get("use_rslora") else float(alpha)
     lora = Lora(rank, scaled, Read({address: bound[address] for address in adapters}))
     mode, template = _image_mode(folder, base), _template(folder)
-    beneath = Overlay(base, Read(whole), folder, image_mode=mode, template=template)
+    beneath = Overlay(base, Read(trained), folder, image_mode=mode, template=template)
     adapted = Adapted(beneath, lora, folder)
-    where, named = base.folder_of("llm/embed/embedding"), facts.get("base_model_name_or_path")
+    named = facts.get("base_model_name_or_path")
     if named != where:
         adapted.notes += (f"the adapter names {named!r} as its base, it is put upon {where}",)
     return adapted
@@ -135,6 +147,20 @@ def _open(folder: files.Where) -> Tensors:
     if files.exists(files.join(folder, WHOLE)):
         parts.append(Renamed(TorchFile(files.join(folder, WHOLE)), _module_name))
     return Tensors(str(folder), parts)
+
+
+def _check_finite(folder: files.Where, tensors: Tensors) -> None:
+    """Refuses numbers that are none: a merge would spread them over whole kernels."""
+    wrong = []
+    for name, info in tensors.infos.items():
+        array = tensors.read(name, whole(None, info.shape))
+        lost = array.size - np.count_nonzero(np.isfinite(array))
+        wrong += [f"{name}: {lost} of {array.size}"] if lost else []
+    if wrong:
+        raise ValueError(
+            f"{folder}: its training failed: {len(wrong)} of its {len(tensors.infos)} tensors hold "
+            "NaN or infinity; take an earlier checkpoint of it\n  " + "\n  ".join(wrong[:10])
+        )
 
 
 def _module_name(name: str) -> str:
@@ -175,18 +201,10 @@ def _is_adapter(row: Row) -> bool:
 
 def _table(part: str, config: LlavaConfig, names: set[str]) -> tuple[Row, ...]:
     """The rows of a part, in the spelling in which most names stand."""
-    tables = [
-        layout.rows(part, config, names) for layout in (HF, ORIGINAL) if _holds(layout, config)
-    ]
+    # Transformers has projectors of two linear maps only.
+    layouts = (HF, ORIGINAL) if projector.depth(config) == 2 else (ORIGINAL,)
+    tables = [layout.rows(part, config, names) for layout in layouts]
     return max(tables, key=lambda rows: sum(row.tensor() in names for row in rows))
-
-
-def _holds(layout: Layout, config: LlavaConfig) -> bool:
-    try:
-        layout.rows("projector", config)
-    except ValueError:
-        return False
-    return True
 
 
 def adapter_rows(kernel: Row) -> tuple[Row, Row]:

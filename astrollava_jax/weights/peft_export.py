@@ -21,6 +21,7 @@ from astrollava_jax.weights.peft import (
     adapter_rows,
     foreign,
 )
+from astrollava_jax.weights.resize import Resized
 from astrollava_jax.weights.safetensors import Info, Outgoing
 from astrollava_jax.weights.source import Overlay, Source
 from astrollava_jax.weights.torch_file import write_torch
@@ -56,7 +57,7 @@ def write_adapter(
     layout = {HF.name: MODULES, ORIGINAL.name: ORIGINAL}.get(str(base.layout))
     strays = [a for a in whole if a.split("/")[0] != "projector"]
     if layout is None or strays:
-        why = f"{', '.join(strays)} trained too" if strays else "its base is no single directory"
+        why = f"{', '.join(strays)} trained too" if strays else _no_base(base)
         raise ValueError(f"no adapter that PEFT loads: {why}; write full weights with --merge")
     kernels = [row for part in layout.parts for row in layout.rows(part, base.config)]
     kernels = [row for row in kernels if row.address.removesuffix("/kernel") in lora.modules]
@@ -85,6 +86,16 @@ def write_adapter(
     safetensors.write_file(files.join(folder, "adapter_model.safetensors"), tensors)
     saved = ["multi_modal_projector"] if whole and layout is MODULES else None
     files.write_json(files.join(folder, CONFIG), _config(base, lora, modules, saved))
+
+
+def _no_base(base: Source) -> str:
+    """Why a base is no directory that PEFT opens as it was trained on."""
+    folders = list(dict.fromkeys(base.folder_of(address) for address in base.shapes))
+    if len(folders) > 1:
+        return f"its base is no single directory, but {' and '.join(folders)}"
+    if isinstance(base, Resized):
+        return f"its base has another image size or grid than {folders[0]} has"
+    return f"its base is not as {folders[0]} is: {'; '.join(base.notes) or 'changed on reading'}"
 
 
 def _config(

@@ -5,6 +5,7 @@ section 3.2, and `interpolate_pos_encoding` of transformers, whose numbers these
 """
 
 import dataclasses
+import math
 
 import numpy as np
 from jaxtyping import Float32, Shaped
@@ -14,6 +15,11 @@ from astrollava_jax.weights.layout import Index
 from astrollava_jax.weights.source import Derived, Source, cast
 
 POSITIONS, NEWLINE = "vision/positions/embedding", "image_newline/embedding"
+
+MOST_PATCHES = 4096
+"""As the largest published tower has, PaliGemma's at 896 pixels. Transformers has no bound; beyond
+this one a picture alone fills a row of words, and what attention holds grows as the fourth power of
+the size."""
 
 Grid = tuple[tuple[int, int], ...]
 
@@ -25,15 +31,27 @@ def resize(source: Source, image_size: int | None = None, grid: Grid | None = No
     Where the model had no grid, `image_newline` has no numbers yet.
 
     Raises:
-        ValueError: if the size holds no patch, or the grid is none for a tower of this size.
+        ValueError: if the size holds no patch or more than `MOST_PATCHES`, or the grid is none for
+            a tower of this size.
     """
     config = source.config
     vision = config.vision
     if image_size is not None:
+        _check_patches(vision, image_size)
         vision = dataclasses.replace(vision, image_size=image_size)
     wanted = dataclasses.replace(config, vision=vision, grid=config.grid if grid is None else grid)
     origin = source.origin if isinstance(source, Resized) else source
     return source if wanted == config else Resized(origin, vision, wanted.grid)
+
+
+def _check_patches(vision: TowerConfig, image_size: int) -> None:
+    patch, side = vision.patch_size, image_size // vision.patch_size
+    most = (math.isqrt(MOST_PATCHES) + 1) * patch - 1
+    if side**2 > MOST_PATCHES:
+        raise ValueError(
+            f"{image_size} pixels make {side} x {side} patches of {patch} pixels: expected at most "
+            f"{MOST_PATCHES} patches, which is up to {most} pixels"
+        )
 
 
 class Resized(Derived):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from astrollava_jax import files
+from astrollava_jax import checksums, files
 from astrollava_jax.data.image import Mode
 from astrollava_jax.data.tokenizer import Tokenizer
 from astrollava_jax.weights import orbax, safetensors, sidecars
@@ -83,6 +83,7 @@ def save(
             orbax.write(folder, model)
         else:
             _write_foreign(folder, LAYOUTS[layout], model)
+        checksums.write_list(folder)
 
 
 def _write_foreign(folder: str, layout: Layout, model: Source) -> None:

@@ -3,20 +3,22 @@
 from astrollava_jax.models.siglip import SiglipConfig
 from astrollava_jax.weights.family import Dialect, Family, Key
 from astrollava_jax.weights.layout import Row
-from astrollava_jax.weights.vision import KEYS, block_rows, mlp_rows, norm_rows, sizes
+from astrollava_jax.weights.vision import (
+    FIXED,
+    KEYS,
+    block_rows,
+    embedding_rows,
+    mlp_rows,
+    norm_rows,
+    sizes,
+)
 
 
 def rows(tower: str, config: SiglipConfig) -> tuple[Row, ...]:
     """The table, given what stands before the tower's names."""
-    embeddings = f"{tower}embeddings."
     return (
-        Row(
-            "vision/patch_embed/kernel",
-            f"{embeddings}patch_embedding.weight",
-            "e c p q -> p q c e",
-        ),
-        Row("vision/patch_embed/bias", f"{embeddings}patch_embedding.bias", "e -> e"),
-        Row("vision/positions/embedding", f"{embeddings}position_embedding.weight", "s e -> s e"),
+        Row("vision/patch_embed/bias", f"{tower}embeddings.patch_embedding.bias", "e -> e"),
+        *embedding_rows(tower),
         *block_rows(tower),
         *norm_rows("vision/post_norm", f"{tower}post_layernorm"),
         *(_pooling(f"{tower}head.") if config.pooling else ()),
@@ -59,7 +61,7 @@ FAMILY = Family(
                 "activation": Key("hidden_act", "gelu_pytorch_tanh"),
                 "pooling": Key("vision_use_head", True),
             },
-            fixed={"num_channels": (3, None)},
+            fixed=FIXED,
         ),
     ),
 )

@@ -61,6 +61,10 @@ class Source(abc.ABC):
     def folder_of(self, address: str) -> str:
         """The directory whose files give a parameter."""
 
+    def files_of(self, address: str) -> tuple[str, ...]:
+        """The files that give a parameter; its directory, where they are not known one by one."""
+        return (self.folder_of(address),)
+
     @functools.cached_property
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shape and stored dtype of every parameter that has numbers."""
@@ -106,6 +110,10 @@ class Derived(Source):
     def folder_of(self, address: str) -> str:
         """The base's directory."""
         return self.base.folder_of(address)
+
+    def files_of(self, address: str) -> tuple[str, ...]:
+        """The base's files."""
+        return self.base.files_of(address)
 
 
 _FIELDS = dataclasses.fields(Source)
@@ -177,6 +185,10 @@ class Overlay(Derived):
     def folder_of(self, address: str) -> str:
         """The base's directory, or the one given for what was trained."""
         return self._folder if address in self.trained else self.base.folder_of(address)
+
+    def files_of(self, address: str) -> tuple[str, ...]:
+        """The base's files, or the directory given for what was trained."""
+        return (self._folder,) if address in self.trained else self.base.files_of(address)
 
     def take_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Puts another tokenizer in the place of the base's."""

@@ -14,6 +14,9 @@ KEYS = {
 }
 
 
+FIXED = {"num_channels": (3, None)}
+
+
 def sizes(config: TowerConfig) -> dict[str, int]:
     """The letters of the tables; `c` are colours, `s` what has a position."""
     return {
@@ -26,6 +29,15 @@ def sizes(config: TowerConfig) -> dict[str, int]:
         "q": config.patch_size,
         "s": config.num_patches + config.num_prefix,
     }
+
+
+def embedding_rows(tower: str) -> tuple[Row, Row]:
+    """Patches and places, given what stands before the tower's names."""
+    name = f"{tower}embeddings."
+    return (
+        Row("vision/patch_embed/kernel", f"{name}patch_embedding.weight", "e c p q -> p q c e"),
+        Row("vision/positions/embedding", f"{name}position_embedding.weight", "s e -> s e"),
+    )
 
 
 def block_rows(tower: str) -> tuple[Row, ...]:

@@ -68,6 +68,11 @@ class Grown:
         return self.bound.folder
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """The files in which its tensors lie."""
+        return self.bound.files
+
+    @property
     def dtype(self) -> np.dtype:
         """What it is stored as."""
         return self.bound.dtype

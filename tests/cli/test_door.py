@@ -90,7 +90,7 @@ def test_a_wrong_override_is_told_like_a_wrong_key(folder, refused):
         ("batch.samples", 0),
         ("batch.rows_per_device", -1),
         ("data.0.weight", 0),
-        ("checkpoint.keep", 0),
+        ("checkpoint.keep", 1),
         ("checkpoint.every_steps", 0),
         ("log.every_steps", 0),
         ("out", "runs/try[1]"),
@@ -180,11 +180,11 @@ def test_a_run_directory_of_another_run(folder, refused, tmp_path, monkeypatch):
     monkeypatch.setattr("astrollava_jax.run.train._run", lambda *_: None)  # begin, and no more
     argv = ("train", str(folder / "run.yaml"), "--out", str(tmp_path / "run"))
     assert main([*argv]) == 0
-    said = refused(*argv, "--batch.length", "128", "--seed", "5", "--checkpoint.keep", "1")
+    said = refused(*argv, "--batch.length", "128", "--seed", "5", "--checkpoint.keep", "2")
     assert f"{tmp_path}/run holds another run; choose another `out`" in said
     assert "batch.length: 64 -> 128" in said and "seed: 0 -> 5" in said
     assert "checkpoint" not in said
-    assert main([*argv, "--checkpoint.keep", "1"]) == 0
+    assert main([*argv, "--checkpoint.keep", "2"]) == 0
     said = refused("ask", tmp_path / "run", "What is this?")
     assert f"{tmp_path}/run: no checkpoint" in said
 
@@ -232,7 +232,7 @@ def test_what_convert_refuses(folder, refused):
     )
     said = refused("convert", "--vision", folder / "llm", "--llm", folder / "llm", gone,
                    "--layout", "hf")  # fmt: skip
-    assert f"{folder}/llm: expected the layout tower, found decoder" in said
+    assert f"{folder}/llm: expected the directory of a vision tower, found a bare decoder" in said
     assert not gone.exists()
 
 
@@ -264,7 +264,7 @@ def test_without_a_command_the_commands_that_work_are_listed(capsys):
     listed = re.findall(r"^  (\w+) ", bare.split("commands:")[1], re.MULTILINE)
     modules = {path.stem for path in Path(astrollava_jax.cli.__file__).parent.glob("*.py")}
     assert listed == list(COMMANDS)
-    assert set(listed) == modules - {"__init__", "main", "options"}
+    assert set(listed) == modules - {"__init__", "main", "options", "supervisor"}
     assert len(bare.splitlines()) <= SCREEN
 
 

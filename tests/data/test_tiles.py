@@ -85,10 +85,8 @@ def test_the_picture_of_the_module():
 def test_positions_equal_those_of_transformers(of):
     """Theirs, run on features that say their own number; the newline says -2."""
     grid = [list(canvas) for canvas in of.grid]
-    config = SimpleNamespace(
-        image_grid_pinpoints=grid,
-        vision_config=SimpleNamespace(image_size=of.size, patch_size=of.patch),
-    )
+    vision = SimpleNamespace(image_size=of.size, patch_size=of.patch)
+    config = SimpleNamespace(image_grid_pinpoints=grid, vision_config=vision)
     rng = np.random.default_rng(0)
     sizes = [tuple(size) for size in np.exp(rng.uniform(0, 7.6, (300, 2))).astype(int).tolist()]
     sizes += [(side, side) for side in range(1, 40)] + list(of.grid)

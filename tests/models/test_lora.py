@@ -18,7 +18,7 @@ DEPTH, WIDTH = 6, 8
 """More layers than are unrolled."""
 
 DECODER = LoraConfig(rank=3, alpha=6.0, targets=("llm/layers/.*_proj",))
-ALONE = LoraConfig(rank=16, alpha=4.0, targets=("",))
+ALONE = LoraConfig(rank=4, alpha=2.0, targets=("",))
 """For a model that is one linear map: its address is empty."""
 
 KEY = jax.random.key(0)
@@ -59,6 +59,23 @@ def test_a_pattern_that_matches_no_map_is_told_with_those_there_are():
     )
 
 
+def test_the_head_takes_none_and_says_why():
+    with pytest.raises(ValueError, match="llm/lm_head takes no adapter: its scores are made in"):
+        llava(LoraConfig(rank=3, alpha=6.0, targets=("llm/lm_head",)))
+
+
+def test_a_rank_larger_than_a_map_is_refused():
+    """Keys and values have two heads of 12; the projector begins at 32."""
+    with pytest.raises(ValueError) as error:
+        llava(LoraConfig(rank=40, alpha=6.0, targets=("projector/.*", "llm/layers/.*_proj")))
+    head, *maps = str(error.value).splitlines()
+    assert head.startswith("lora.rank is 40, more than the smaller side of these maps: choose 24 ")
+    sides = {"llm/layers/attn/k_proj": "48 x 24", "llm/layers/attn/v_proj": "48 x 24",
+             "projector/layers_0": "32 x 48"}  # fmt: skip
+    assert maps == [f"  {address}: {shape}" for address, shape in sides.items()]
+    llava(LoraConfig(rank=24, alpha=6.0, targets=("llm/layers/.*_proj",)))
+
+
 def test_fresh_adapters_add_nothing_and_are_uniform_within_their_bound():
     model = attach(Linear((400,), (30,), (None, None), rngs=nnx.Rngs(0)), ALONE, KEY)
     a, b = model.lora_a.get_value(), model.lora_b.get_value()
@@ -69,11 +86,11 @@ def test_fresh_adapters_add_nothing_and_are_uniform_within_their_bound():
 
 def test_a_map_adds_the_product_of_its_adapter_times_alpha_over_rank():
     linear = attach(Linear((2, 3), (4,), (None,) * 3, rngs=nnx.Rngs(0)), ALONE, KEY)
-    x, b = noise(5, 2, 3), noise(16, 4)
+    x, b = noise(5, 2, 3), noise(4, 4)
     linear.lora_b.set_value(jnp.asarray(b))
     kernel = np.asarray(linear.kernel.get_value()).reshape(6, 4)
-    a = np.asarray(linear.lora_a.get_value()).reshape(6, 16)
-    expected = x.reshape(5, 6) @ (kernel + 4 / 16 * a @ b)
+    a = np.asarray(linear.lora_a.get_value()).reshape(6, 4)
+    expected = x.reshape(5, 6) @ (kernel + 2 / 4 * a @ b)
     assert_close(linear(jnp.asarray(x)), expected, "y", 1e-5)
 
 

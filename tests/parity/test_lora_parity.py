@@ -1,5 +1,6 @@
 """Adapters against PEFT's, on the tiny LLaVA: logits, the gradients of all of them, the merge."""
 
+import families
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +10,8 @@ import tiny_directories as tiny
 import tiny_llava
 import torch
 from flax import nnx
-from tiny_llava import IMAGE_ID, assert_close
+from tiny_llava import assert_close
 
-from astrollava_jax.batch import Batch
 from astrollava_jax.models.lora import LoraConfig, attach
 from astrollava_jax.params import merge, split
 from astrollava_jax.training.step import loss_weights, weighted_nll
@@ -21,7 +21,7 @@ from astrollava_jax.weights.directory import open_model
 # PEFT asks transformers by a name that will go.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
-RANK, ALPHA, LENGTH, PATCHES = 4, 12.0, 14, 4
+RANK, ALPHA = 4, 12.0
 MODULES = {
     **{f"attn/{name}_proj": f"self_attn.{name}_proj" for name in "qkvo"},
     **{f"mlp/{name}_proj": f"mlp.{name}_proj" for name in ("gate", "up", "down")},
@@ -65,48 +65,11 @@ def adapters(tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.fixture(scope="module")
-def batch() -> Batch:
-    """Two rows of one sample each: words, a picture of four patches, words."""
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(3, 60, (2, LENGTH)).astype(np.int32)
-    tokens[:, 2 : 2 + PATCHES] = IMAGE_ID
-    feature_index = np.full((2, LENGTH), -1, np.int32)
-    feature_index[:, 2 : 2 + PATCHES] = np.arange(PATCHES)
-    learned = np.tile(np.arange(7, LENGTH - 1, dtype=np.int32), (2, 1))
-    return Batch(
-        tokens=tokens,
-        targets=np.roll(tokens, -1, axis=1),
-        learned_index=learned,
-        learned_sample=np.tile(np.array([[0], [1]], np.int32), (1, learned.shape[1])),
-        segment_ids=np.ones((2, LENGTH), np.int32),
-        positions=np.tile(np.arange(LENGTH, dtype=np.int32), (2, 1)),
-        images=rng.integers(0, 256, (2, 1, 28, 28, 3)).astype(np.uint8),
-        feature_index=feature_index,
-    )
-
-
-def asked(batch: Batch) -> dict[str, torch.Tensor]:
-    """The batch as transformers takes it."""
-    config = tiny_llava.our_config().vision
-    images = batch.images[:, 0].astype(np.float32) / 255
-    images = (images - np.array(config.pixel_mean)) / np.array(config.pixel_std)
-    labels = np.full(batch.tokens.shape, -100)
-    for row, learned in enumerate(batch.learned_index):
-        labels[row, learned + 1] = batch.targets[row, learned]
-    return {
-        "input_ids": torch.tensor(batch.tokens, dtype=torch.long),
-        "pixel_values": torch.tensor(images.transpose(0, 3, 1, 2).astype(np.float32)),
-        "attention_mask": torch.ones(batch.tokens.shape, dtype=torch.long),
-        "labels": torch.tensor(labels),
-    }
-
-
 def base() -> dict[str, np.ndarray]:
     return tiny_llava.by_address(dict(tiny_llava.torch_model().named_parameters()))
 
 
-def test_logits_and_gradients_are_pefts(theirs, batch):
+def test_logits_and_gradients_are_pefts(theirs):
     config = LoraConfig(rank=RANK, alpha=ALPHA, targets=("llm/layers/.*_proj",))
 
     def fresh():
@@ -118,6 +81,7 @@ def test_logits_and_gradients_are_pefts(theirs, batch):
     assert {a: x.shape for a, x in shapes.items()} == {
         a: x.shape for a, x in {**frozen, **trainable}.items()
     }
+    batch = families.sample(prefix=0, size=28)
     micro = batch.map(jnp.asarray)
 
     @jax.jit
@@ -130,7 +94,7 @@ def test_logits_and_gradients_are_pefts(theirs, batch):
 
     with jax.default_matmul_precision("highest"):
         (value, logits), gradients = jax.value_and_grad(loss, has_aux=True)(trainable)
-    output = theirs(**asked(batch))
+    output = theirs(**families.asked(batch, tiny_llava.our_config().vision))
     output.loss.backward()
     assert_close(logits, output.logits.detach().numpy(), "logits")
     assert_close(value, output.loss.item(), "loss")

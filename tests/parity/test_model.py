@@ -1,18 +1,17 @@
 """The model against transformers, in float32: parts, logits, loss, and every gradient."""
 
+import families
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_llava
 import torch
-from tiny_llava import IMAGE_ID, assert_close
+from tiny_llava import assert_close
 
 from astrollava_jax.batch import Batch
 from astrollava_jax.params import merge, split
 from astrollava_jax.training.step import loss_weights, weighted_nll
-
-LENGTH, PATCHES = 14, 4
 
 
 @pytest.fixture(params=[False, True], ids=["untied", "tied"])
@@ -27,36 +26,15 @@ def pair(request):
 
 
 @pytest.fixture
-def sample():
+def sample() -> Batch:
     """Two rows of one sample each: words, a picture of four patches, words."""
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(3, 60, (2, LENGTH)).astype(np.int32)
-    tokens[:, 2 : 2 + PATCHES] = IMAGE_ID
-    feature_index = np.full((2, LENGTH), -1, np.int32)
-    feature_index[:, 2 : 2 + PATCHES] = np.arange(PATCHES)
-    learned = np.tile(np.arange(7, LENGTH - 1, dtype=np.int32), (2, 1))
-    return Batch(
-        tokens=tokens,
-        targets=np.roll(tokens, -1, axis=1),
-        learned_index=learned,
-        learned_sample=np.tile(np.array([[0], [1]], np.int32), (1, learned.shape[1])),
-        segment_ids=np.ones((2, LENGTH), np.int32),
-        positions=np.tile(np.arange(LENGTH, dtype=np.int32), (2, 1)),
-        images=rng.integers(0, 256, (2, 1, 28, 28, 3)).astype(np.uint8),
-        feature_index=feature_index,
-    ).map(jnp.asarray)
-
-
-def pixels(config, batch: Batch) -> torch.Tensor:
-    images = np.asarray(batch.images[:, 0], np.float32) / 255
-    normal = (images - np.array(config.vision.pixel_mean)) / np.array(config.vision.pixel_std)
-    return torch.tensor(normal.transpose(0, 3, 1, 2).astype(np.float32))
+    return families.sample(prefix=0, size=28).map(jnp.asarray)
 
 
 def test_tower_and_projector(pair, sample):
     theirs, config, graphdef, params = pair
     model = merge(graphdef, params)
-    images = pixels(config, sample)
+    images = families.asked(sample, config.vision)["pixel_values"]
     with torch.no_grad(), jax.default_matmul_precision("highest"):
         hidden = theirs.model.vision_tower(images, output_hidden_states=True).hidden_states
         for layer in (-1, -2, 0, 1):
@@ -87,16 +65,7 @@ def test_decoder_layer(pair):
 
 def test_logits_loss_and_gradients(pair, sample):
     theirs, config, graphdef, params = pair
-    labels = np.full(sample.tokens.shape, -100)
-    for row, learned in enumerate(np.asarray(sample.learned_index)):
-        labels[row, learned + 1] = sample.targets[row, learned]
-    output = theirs(
-        input_ids=torch.tensor(np.asarray(sample.tokens), dtype=torch.long),
-        pixel_values=pixels(config, sample),
-        attention_mask=torch.ones(sample.tokens.shape, dtype=torch.long),
-        labels=torch.tensor(labels),
-    )
-    output.loss.backward()
+    output = families.their_output(theirs, sample, config.vision)
 
     def loss(params):
         model = merge(graphdef, params)
@@ -132,11 +101,11 @@ def test_a_row_of_two_samples_equals_two_rows(pair, sample):
         targets=sample.targets.reshape(1, -1),
         learned_index=sample.learned_index[:1],
         learned_sample=sample.learned_sample[:1],
-        segment_ids=jnp.repeat(jnp.array([[1, 2]]), LENGTH, axis=1),
+        segment_ids=jnp.repeat(jnp.array([[1, 2]]), families.LENGTH, axis=1),
         positions=sample.positions.reshape(1, -1),
         images=sample.images.reshape(1, 2, 28, 28, 3),
         feature_index=jnp.where(
-            sample.feature_index < 0, -1, sample.feature_index + jnp.array([[0], [PATCHES]])
+            sample.feature_index < 0, -1, sample.feature_index + jnp.array([[0], [4]])
         ).reshape(1, -1),
     )
     with jax.default_matmul_precision("highest"):

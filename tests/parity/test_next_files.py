@@ -73,7 +73,7 @@ def hf(tmp_path_factory):
 
 def beside(folder):
     """The files that are not weights."""
-    weights = ("model", "pytorch_model")
+    weights = ("model", "pytorch_model", "checksums.json")
     paths = (path for path in folder.iterdir() if not path.name.startswith(weights))
     return {path.name: path.read_bytes() for path in paths}
 

@@ -1,6 +1,7 @@
 """The runs that the tests of `run` share, and how they compile."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,17 @@ def quickly_compiled(compiled):
 
 
 @pytest.fixture(scope="session")
-def sky(tmp_path_factory) -> Path:
+def secrets() -> Iterator[dict[str, str]]:
+    """What the environment of every run holds, and no file may."""
+    found = {name: f"{name[:3].lower()}_5ecret5ecret" for name in small_run.SECRETS}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in found.items():
+            patch.setenv(name, value)
+        yield found
+
+
+@pytest.fixture(scope="session")
+def sky(tmp_path_factory, secrets) -> Path:
     """A folder with the model `base` and the records `train` and `heldout`."""
     folder = tmp_path_factory.mktemp("sky")
     small_run.write_model(folder / "base")

@@ -13,6 +13,7 @@ import tiny_directories as tiny
 import torch
 from jax.experimental.compilation_cache import compilation_cache
 from orbax.checkpoint import v1 as ocp
+from tiny_llava import spread
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from astrollava_jax import config, files
@@ -24,6 +25,8 @@ from astrollava_jax.training.metrics import read_log
 
 SIZE, ROWS, STEPS = 28, 104, 8
 """Side of a picture, rows of the word table (103 words and one to spare), steps of a stage."""
+
+SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "OPENAI_API_KEY")
 
 RUN = """\
 out: {out}
@@ -73,14 +76,7 @@ def torch_model() -> LlavaForConditionalGeneration:
         image_token_index=image_id, tie_word_embeddings=False, image_seq_length=4,
         vision_feature_layer=-2, vision_feature_select_strategy="default",
     )  # fmt: skip
-    model = LlavaForConditionalGeneration(shape)
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            if value.ndim == 1:
-                value.add_(0.1 * torch.randn_like(value))
-            elif "embed" not in name:
-                value.normal_(0, value[0].numel() ** -0.5)
-    return model.eval()
+    return spread(LlavaForConditionalGeneration(shape)).eval()
 
 
 def write_model(folder: Path) -> None:
@@ -166,15 +162,21 @@ def held_out(out: Any) -> dict[int, float]:
 
 
 def arrays(out: Path, step: int) -> dict[str, np.ndarray]:
-    """What trains and its moments after a step, read from its checkpoint with Orbax alone."""
+    """What a step changes, as it was after one: read from its checkpoint with Orbax alone."""
     path = out / "checkpoints" / str(step)
     held = ocp.checkpointables_metadata(path).metadata
-    wanted = {name: held[name] for name in ("trainable", "optimizer")}
+    wanted = {name: held[name] for name in ("trainable", "optimizer", "history")}
     items = ocp.load_checkpointables(
         path, jax.tree.map(lambda array: np.empty(array.shape, array.dtype), wanted)
     )
+    return by_name(items)
+
+
+def by_name(items: Any) -> dict[str, np.ndarray]:
+    """The arrays of a tree, each by the keys that lead to it."""
     leaves = jax.tree_util.tree_leaves_with_path(items)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    name = jax.tree_util.keystr
+    return {name(path, simple=True, separator="/"): np.array(leaf) for path, leaf in leaves}
 
 
 @contextlib.contextmanager

@@ -75,7 +75,7 @@ def test_the_plan_is_told_in_figures_that_can_be_checked(folder, shown):
     assert [row[:2] for row in rows] == [["1x", "256"], ["2x", "512"]]
     assert all(int(row[2]) % 4 == 0 for row in rows), "rows divide over data x fsdp"
     assert "the batch of step 1: 12 samples" in said
-    assert not (folder / "run" / "base.json").exists()
+    assert not (folder / "run").exists()
 
 
 def test_longer_rows_cut_less(folder, shown):
@@ -97,9 +97,16 @@ def test_the_verdict_on_memory():
 def test_a_run_that_would_go_on_says_from_where(folder, shown):
     elsewhere = ("--out", f"{folder}/done")
     assert f"run: {folder}/done\n" in shown(*elsewhere)
+    assert not (folder / "done").exists()
     assert main(["train", str(folder / "run.yaml"), *elsewhere]) == 0
     last = max(int(path.name) for path in (folder / "done" / "checkpoints").iterdir())
+    before = content(folder / "done")
     assert f"run: {folder}/done, going on after step {last}\n" in shown(*elsewhere)
+    assert content(folder / "done") == before
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 FACTS = ImageFacts(28, 14, 4, (0, 0, 0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

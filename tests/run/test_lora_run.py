@@ -16,6 +16,7 @@ from tiny_llava import assert_close
 import astrollava_jax as al
 from astrollava_jax.cli.main import MISTAKE, main
 from astrollava_jax.inference.model import Model
+from astrollava_jax.run.arrays import Arrays
 from astrollava_jax.run.convert import convert
 from astrollava_jax.run.initial import fresh_addresses, with_own_adapters
 from astrollava_jax.run.opening import open_any, read_params
@@ -170,10 +171,37 @@ def test_the_adapters_alone_answer_and_go_on_over_their_base(done, sky, tmp_path
     with pytest.raises(FileNotFoundError, match="peft"):
         al.load_model(str(tmp_path / "run"), "float32")
     convert(done.out, tmp_path / "peft", "peft")
-    found = logits(al.load_model(str(tmp_path / "run"), "float32"))
-    assert_close(found, expected, "a run from them", 1e-5)
+    assert_exports_alike(tmp_path / "run", done.out, tmp_path)
     again = open_any(str(tmp_path / "run"))
     assert again.lora is None and again.apart() is again
+
+
+def assert_exports_alike(run: Path, adapted: Path, folder: Path) -> None:
+    """A run that has not moved yet holds what it began from, bit for bit."""
+    convert(run, folder / "run_hf", "hf", merge=open_any(str(run)).lora is not None)
+    convert(adapted, folder / "adapted_hf", "hf", merge=True)
+    tiny.assert_same(tiny.read_all(folder / "run_hf"), tiny.read_all(folder / "adapted_hf"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [4, 2], ids=["taken on", "merged"])
+def test_a_run_from_adapters_goes_on_bit_for_bit(rank, done, sky, tmp_path, monkeypatch):
+    """Frozen kernels are read again from the adapters' base, or as they were merged."""
+    convert(done.out, tmp_path / "peft", "peft")
+    file = file_of(sky, tmp_path / "peft", tmp_path / "run")
+    run = with_lora(file, "bfloat16", lora=LORA | {"rank": rank}, evaluate=None)
+    with monkeypatch.context() as patch:
+        small_run.on_devices(patch, 1)
+        train(run)
+        shutil.copytree(run.out, tmp_path / "undisturbed")
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / "8")
+        train(run)
+    assert [line["attempt"] for line in lines(tmp_path / "run")] == [1] * 8 + [2] * 4
+    assert curve(run.out) == curve(tmp_path / "undisturbed")
+    expected, found = (arrays(tmp_path / name, 8) for name in ("undisturbed", "run"))
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert array.tobytes() == found[name].tobytes(), name
 
 
 def test_a_merge_changes_the_targets_alone_and_keeps_the_dtype(done, sky, tmp_path):
@@ -230,7 +258,7 @@ def test_the_same_adapters_are_taken_on(done, sky, tmp_path):
 
 @pytest.mark.slow
 def test_other_adapters_begin_beside_the_merged_kernels(done, sky, tmp_path, capsys, monkeypatch):
-    """The first update has rate 0, so that the new run answers as the one before it."""
+    """The first update has rate 0, so that the new run is exported as the one before it."""
     file = file_of(sky, done.out, tmp_path / "run")
     with monkeypatch.context() as patch:
         small_run.on_devices(patch, 1)
@@ -239,8 +267,9 @@ def test_other_adapters_begin_beside_the_merged_kernels(done, sky, tmp_path, cap
     assert told in capsys.readouterr().out
     facts = json.loads((tmp_path / "run" / "base.json").read_text())
     assert len(facts["inherited"]) == 7 and f"{TARGET}/kernel" in facts["inherited"]
-    found = logits(al.load_model(str(tmp_path / "run"), "float32"))
-    assert_close(found, logits(al.load_model(str(done.out), "float32")), "logits", 1e-5)
+    kept = Arrays(str(tmp_path / "run" / "inherited"))
+    assert {array.dtype for array in kept.values()} == {np.dtype(np.float16)}, "as in the base"
+    assert_exports_alike(tmp_path / "run", done.out, tmp_path)
 
 
 def test_a_kernel_beside_an_adapter_must_be_frozen(done, sky, tmp_path):

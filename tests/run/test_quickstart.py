@@ -46,7 +46,7 @@ def test_a_step_is_told_in_the_words_of_the_contract(done):
     assert set(facts) == {
         *("step", "attempt", "loss", "learned_tokens", "grad_norm", "lr", "seconds"),
         *("samples_per_second", "tokens_per_second_per_chip", "mfu", "input_wait", "packing"),
-        *("skipped_records", "last_good_checkpoint"),
+        *("skipped_records", "bad_steps", "last_good_checkpoint"),
         *("lr/projector", "lr/llm"),
     }
     assert facts["lr"] == facts["lr/projector"], "the rate of the first group in the file"
@@ -62,6 +62,7 @@ def test_the_report_tells_all_of_it_in_one_file(done):
     for words in ("before stage 1", "after stage 1", "before stage 2", "after stage 2", "blind"):
         assert words in page
     assert "12 pictures that no stage saw" in page
+    assert str(done) not in page and done.parent.name not in page, "whose machine it was"
     assert "equal within 1e-04" in page
     # Such a small one reaches nothing, and its report must not say otherwise.
     assert "Below what it should reach: " in page and "or better" not in page

@@ -19,6 +19,7 @@ from small_run import arrays, curve, held_out
 from astrollava_jax.cli.main import COMPLETE, MISTAKE, main
 from astrollava_jax.run import directory
 from astrollava_jax.run.train import train
+from astrollava_jax.training.steps import aside, steps
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -56,7 +57,7 @@ def kill_after_checkpoint(file: str, out: Path) -> None:
     """
     process = start(file)
     while process.poll() is None:
-        if (out / "checkpoints" / "4").exists() and len(lines(out)) >= 5:
+        if steps(str(out / "checkpoints")) == [4] and len(lines(out)) >= 5:
             process.send_signal(signal.SIGKILL)
         time.sleep(0.01)
     told = process.communicate()[0].decode()
@@ -64,7 +65,8 @@ def kill_after_checkpoint(file: str, out: Path) -> None:
     assert len(lines(out)) == 5, told
 
 
-def test_a_second_start_beside_the_first_is_refused(stage1, tmp_path, capsys):
+def test_a_second_start_beside_the_first_is_refused(stage1, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(directory, "PATIENCE_SECONDS", 0.0)
     out = tmp_path / "one"
     with directory.alone(str(out)):
         assert main(["train", stage1.file, "--out", str(out)]) == MISTAKE
@@ -72,21 +74,31 @@ def test_a_second_start_beside_the_first_is_refused(stage1, tmp_path, capsys):
     assert not (out / "base.json").exists()
 
 
-@pytest.mark.parametrize("lost", ["trainable", "progress", "trainable/_METADATA"])
+@pytest.mark.parametrize("lost", ["trainable", "trainable/_METADATA"])
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_is_used(lost, stage1, tmp_path, capsys):
     shutil.copytree(stage1.out, tmp_path / "run")
-    newest = tmp_path / "run" / "checkpoints" / "8"
-    if (newest / lost).is_dir():
-        shutil.rmtree(newest / lost)
+    folder = tmp_path / "run" / "checkpoints"
+    if (folder / "8" / lost).is_dir():
+        shutil.rmtree(folder / "8" / lost)
     else:
-        (newest / lost).write_bytes(b"")
-    command = ["train", stage1.file, "--out", str(tmp_path / "run")]
-    assert main(command) == MISTAKE
-    told = capsys.readouterr().err
-    assert f"{newest}: this checkpoint cannot be read" in told and "Traceback" not in told
-    shutil.rmtree(newest)
-    assert main(command) == COMPLETE
+        (folder / "8" / lost).write_bytes(b"")
+    assert main(["train", stage1.file, "--out", str(tmp_path / "run")]) == COMPLETE
+    told = " ".join(capsys.readouterr().out.split())
+    assert "DAMAGED CHECKPOINT: step 8 is not what was written" in told
+    assert f"{folder}/8/trainable/_METADATA: expected" in told
+    assert "going on after step 4 of 8" in told
     assert curve(tmp_path / "run") == curve(stage1.out)
+    assert steps(str(folder)) == [4, 8] and aside(str(folder))[0].startswith("8.damaged-")
+
+
+def test_a_run_without_a_good_checkpoint_does_not_begin_again_unasked(stage1, tmp_path, capsys):
+    shutil.copytree(stage1.out, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    for step in ("4", "8"):
+        (folder / step / "trainable" / "_METADATA").unlink()
+    assert main(["train", stage1.file, "--out", str(tmp_path / "run")]) == MISTAKE
+    assert "no good checkpoint is left" in capsys.readouterr().err
+    assert aside(str(folder)) == ["4.damaged-missing", "8.damaged-missing"]
 
 
 @pytest.fixture(scope="module")

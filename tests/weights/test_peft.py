@@ -1,6 +1,7 @@
 """Adapters in PEFT's and LLaVA's forms: read over their base, written, and loaded by PEFT."""
 
 import json
+import shutil
 from pathlib import Path
 
 import families
@@ -11,7 +12,12 @@ import safetensors.torch
 import tiny_directories as tiny
 import tiny_llava
 import torch
-from transformers import LlamaForCausalLM, LlavaForConditionalGeneration, Phi3Config
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaForConditionalGeneration,
+    Phi3Config,
+)
 
 from astrollava_jax.run.convert import convert
 from astrollava_jax.run.opening import open_any
@@ -173,7 +179,7 @@ def test_what_is_not_ours_is_refused(adapter, tmp_path, changes, said):
 
 
 def test_an_adapter_is_not_put_upon_itself_or_unsaid_upon_another(base, adapter, tmp_path):
-    with pytest.raises(ValueError, match="is an adapter: give one whole model as its --base"):
+    with pytest.raises(ValueError, match="holds an adapter: give one whole model as its --base"):
         open_model(adapter[0], base=adapter[0])
     other = tmp_path / "other"
     tiny.write_hf(other, tiny_llava.torch_model(seed=1), dtype=torch.float32)
@@ -192,6 +198,51 @@ def test_an_adapter_of_a_tensor_that_is_several_of_ours_is_refused(tmp_path):
     safetensors.torch.save_file(named, tmp_path / "adapter_model.safetensors")
     with pytest.raises(ValueError, match=r"does not fit its base .*qkv_proj.*merge the adapter"):
         open_model(tmp_path, base=tmp_path / "base")
+
+
+def test_an_adapter_over_a_wrong_base_is_told_in_one_sentence(adapter, tmp_path):
+    model = tiny_llava.torch_model()
+    tiny.write_parts(tmp_path / "clip", tmp_path / "llm", model)
+    with pytest.raises(ValueError, match=r"/llm holds a bare decoder: give one whole model"):
+        open_model(adapter[0], base=tmp_path / "llm")
+    other = families.torch_model(LlamaConfig(**families.DECODER | {"hidden_size": 64}))
+    tiny.write_hf(tmp_path / "wide", other)
+    with pytest.raises(ValueError) as error:
+        open_model(adapter[0], base=tmp_path / "wide")
+    told = str(error.value)
+    assert told.startswith(f"{adapter[0]}: was trained on another model than {tmp_path}/wide")
+    assert "\n" not in told and "expected [64, 32], found [48, 32]" in told
+
+
+def test_why_no_adapter_is_written_is_said(base, adapter, tmp_path):
+    said = f"its base has another image size or grid than {base} has; write full weights with"
+    with pytest.raises(ValueError, match=said):
+        convert(adapter[0], tmp_path / "again", "peft", bases=[str(base)], image_size=42)
+    model = tiny_llava.torch_model()
+    written = tiny.write_hf(tmp_path / "mixed", model, dtype=torch.float32)
+    name = "language_model.model.norm.weight"
+    mixed = written | {name: written[name].double()}
+    safetensors.torch.save_file(mixed, tmp_path / "mixed" / "model.safetensors")
+    with pytest.raises(
+        ValueError, match=r"its base is not as .*/mixed is: 1 tensor\(s\) are float64"
+    ):
+        convert(adapter[0], tmp_path / "again", "peft", bases=[str(tmp_path / "mixed")])
+
+
+def test_numbers_that_are_none_are_not_merged(base, adapter, tmp_path):
+    shutil.copytree(adapter[0], tmp_path / "lora")
+    path = tmp_path / "lora" / "adapter_model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    names = sorted(tensors)[:2]
+    tensors[names[0]][0, :3] = torch.nan
+    tensors[names[1]][0, 1] = -torch.inf
+    safetensors.torch.save_file(tensors, path)
+    with pytest.raises(ValueError, match=r"2 of its \d+ tensors hold NaN or infinity") as error:
+        open_model(tmp_path / "lora", base=base)
+    sizes = [tensors[name].numel() for name in names]
+    lines = str(error.value).splitlines()[1:]
+    stems = [name.removeprefix("base_model.model.") for name in names]
+    assert lines == [f"  {stems[0]}: 3 of {sizes[0]}", f"  {stems[1]}: 1 of {sizes[1]}"]
 
 
 def test_an_adapter_of_another_model_is_refused(adapter, tmp_path):

@@ -18,7 +18,8 @@ from astrollava_jax.weights.source import Overlay
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    paths = (path for path in folder.iterdir() if path.name != "checksums.json")
+    return {path.name: path.read_bytes() for path in paths}
 
 
 def beside_weights(folder):

@@ -1,0 +1,185 @@
+"""Several processes as one run: how they find each other, and what they must have in common.
+
+They share one file system and one config. Process 0 writes what is written once; what it decides by
+a clock, a signal or a file, the others are told (`sharding.agree`).
+"""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from astrollava_jax.config import differences
+from astrollava_jax.sharding import PeerFailed, agree, fail, gather
+from astrollava_jax.training.preemption import Resumable
+
+COORDINATOR, COUNT, INDEX = "ASTROLLAVA_COORDINATOR", "ASTROLLAVA_PROCESSES", "ASTROLLAVA_PROCESS"
+"""Address (host:port) of process 0; how many processes there are; which of them this one is."""
+
+LAUNCHERS: dict[str, Callable[[str], bool]] = {
+    "SLURM_STEP_NUM_TASKS": lambda value: value.isdigit() and int(value) > 1,
+    "OMPI_COMM_WORLD_SIZE": lambda value: value.isdigit() and int(value) > 1,
+    "TPU_WORKER_HOSTNAMES": lambda value: "," in value,
+}
+"""Variables by which a launcher that JAX knows says that it started several processes."""
+
+PACKAGES = (
+    "jax", "jaxlib", "flax", "orbax-checkpoint", "grain", "numpy", "tokenizers", "transformers"
+)  # fmt: skip
+"""Those whose version decides what is computed, in which order, or how it is written."""
+
+JOINING_SECONDS = 600
+"""In which all processes must have been started."""
+
+GONE = ("gloo", "connection reset by peer", "coordination service", "distributed service")
+"""What errors say that come of another process's end; JAX raises them as ValueError too,"""
+
+GONE_IN_JAX = ("unavailable", "deadline_exceeded", "barrier", "heartbeat", "nccl", "socket closed")
+"""and these as its own error only."""
+
+
+class PeerGone(Resumable):
+    """Another process of the run has ended, or is not reached any more."""
+
+
+@contextlib.contextmanager
+def joined(bound_seconds: float) -> Iterator[None]:
+    """Inside, the processes that were started together are one run; one alone stays alone.
+
+    Args:
+        bound_seconds: in which the others have to notice that one is gone.
+
+    Raises:
+        PeerGone: if another process ends, or is not found.
+        ValueError: if the environment tells of processes in a way that cannot be.
+    """
+    if not _initialize(bound_seconds):
+        yield
+        return
+    try:
+        yield
+    except Resumable:
+        _leave()
+        raise
+    except Exception as error:
+        if not _of_a_peer(error):
+            raise
+        told = next(iter(str(error).splitlines()), "")[:300]
+        raise PeerGone(f"another process of this run has ended or hangs ({told})") from error
+    else:
+        _leave()
+
+
+@contextlib.contextmanager
+def failing_together() -> Iterator[None]:
+    """Inside, a mistake that one process finds ends all of them; the others say whose it is."""
+    try:
+        yield
+    except PeerFailed:
+        raise
+    except (ValueError, OSError) as error:
+        fail(str(error))
+        raise
+
+
+def first(action: Callable[[], Any]) -> Any:
+    """What process 0 gets of an action that the others leave to it; anything that JSON can tell.
+
+    The others wait for it; they learn of an error where it is raised inside `failing_together`.
+    """
+    return agree(action() if jax.process_index() == 0 else None)
+
+
+def alike(facts: dict[str, Any]) -> None:
+    """Checks that all processes say the same of what must be.
+
+    Raises:
+        ValueError: if some do not; names them, and what is different there.
+    """
+    said = gather(facts)
+    faults = [
+        f"process {number}: {line}"
+        for number, other in enumerate(said)
+        for line in differences(said[0], other)
+    ]
+    if faults:
+        raise ValueError(
+            "the processes of a run must be alike; start them with the same file, programs and "
+            "data (process 0 -> the other):\n  " + "\n  ".join(faults)
+        )
+
+
+def machine() -> dict[str, Any]:
+    """What must be the same of the programs and devices of all processes."""
+    devices = jax.local_devices()
+    return {
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "devices": {
+            "local": len(devices), "all": jax.device_count(), "kind": devices[0].device_kind,
+            "platform": devices[0].client.platform_version,
+        },
+    }  # fmt: skip
+
+
+def _initialize(bound_seconds: float) -> bool:
+    """Joins the other processes, if there are some."""
+    stated = {name: os.environ[name] for name in (COORDINATOR, COUNT, INDEX) if name in os.environ}
+    launched = [name for name, several in LAUNCHERS.items() if several(os.environ.get(name, ""))]
+    arguments: dict[str, Any] = {}
+    if stated:
+        arguments = _arguments(stated)
+        if arguments["num_processes"] == 1:
+            return False
+    elif not launched:
+        return False
+    within = max(5, int(bound_seconds / 2))
+    try:
+        jax.distributed.initialize(
+            **arguments,
+            initialization_timeout=JOINING_SECONDS,
+            heartbeat_timeout_seconds=within,
+            shutdown_timeout_seconds=within,
+        )
+    except jax.errors.JaxRuntimeError as error:
+        where = stated.get(COORDINATOR, f"what {', '.join(launched)} says")
+        raise PeerGone(f"the processes of this run did not meet at {where}: {error}") from error
+    return jax.process_count() > 1
+
+
+def _arguments(stated: dict[str, str]) -> dict[str, Any]:
+    missing = [name for name in (COORDINATOR, COUNT, INDEX) if name not in stated]
+    if missing:
+        raise ValueError(f"the environment has {', '.join(stated)}: set {', '.join(missing)} too")
+    count, index = stated[COUNT], stated[INDEX]
+    if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
+        raise ValueError(
+            f"expected {INDEX} to be a number from 0 on, less than that in {COUNT}, found "
+            f"{index!r} and {count!r}"
+        )
+    return {
+        "coordinator_address": stated[COORDINATOR],
+        "num_processes": int(count),
+        "process_id": int(index),
+    }
+
+
+def _leave() -> None:
+    """Waits until all processes have come here, within the bound, so that none misses another."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        jax.distributed.shutdown()
+
+
+def _of_a_peer(error: BaseException | None) -> bool:
+    """Whether an error comes of another process's end, in whichever library it is met."""
+    while error is not None:
+        told = str(error).lower()
+        signs = GONE + GONE_IN_JAX * isinstance(error, jax.errors.JaxRuntimeError)
+        if any(sign in told for sign in signs):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,149 @@
+"""The watched side of the watchdog: tells what is waited for, and how long that may take.
+
+A process that hangs with the interpreter's lock held, or that is stopped, cannot watch itself: its
+parent does (`cli.supervisor`). What it may expect stands in a page of memory that both see, which
+costs either of them next to nothing.
+"""
+
+import collections
+import contextlib
+import json
+import mmap
+import os
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from astrollava_jax import files
+from astrollava_jax.config import config
+
+PAGE, PAGE_BYTES = "ASTROLLAVA_HEARTBEAT", 1024
+"""`FD:PID`: the page of memory, and the process that writes it; `cli` sets it."""
+
+Phase = Literal["start", "input", "step", "checkpoint", "evaluate", "log", "end"]
+
+_STEPS = 64
+_PROGRESS_BYTES = 1 << 16
+"""What a save that goes on moves at least between two looks, and telling of it does not."""
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+@config
+class WatchdogConfig:
+    """After how long a run that makes no progress is ended, with the stacks of its threads."""
+
+    floor_seconds: Seconds = 60.0
+    """At least so long,"""
+    factor: Seconds = 10.0
+    """and so many times the median step."""
+    first_step_seconds: Seconds = 3600.0
+    """For the start, and the first time of everything: what is compiled, is so then."""
+
+
+class Heart:
+    """Beats where something else is waited for; without a parent that listens, to no effect."""
+
+    def __init__(self, config: WatchdogConfig):
+        self._config = config
+        self.processes = 1
+        """Of the run."""
+        self._page = _page()
+        self._phase, self._detail, self._began = "start", "", time.monotonic()
+        self._done: set[str] = set()
+        self._input_seconds = 0.0
+        self._steps: collections.deque[float] = collections.deque(maxlen=_STEPS)
+        self._lock = threading.Lock()
+        self.beat("start")
+        if self._page is not None:
+            threading.Thread(target=self._follow, name="heart", daemon=True).start()
+
+    def beat(self, phase: Phase, detail: str = "") -> None:
+        """From now on, this is what is waited for."""
+        with self._lock:
+            now = time.monotonic()
+            self._count(now - self._began)
+            if phase != "start":
+                self._done.add(self._phase)
+            self._phase, self._detail, self._began = phase, detail, now
+            self._tell()
+
+    def watched(self, phase: Phase, hook: Callable[[Any], None]) -> Callable[[Any], None]:
+        """A hook that says what it is when it is called."""
+
+        def call(event: Any) -> None:
+            self.beat(phase, f"after step {event.progress.step}")
+            hook(event)
+
+        return call
+
+    def bound(self) -> float:
+        """How long anything that is not done for the first time may take."""
+        median = statistics.median(self._steps) if self._steps else 0.0
+        return max(self._config.floor_seconds, self._config.factor * median)
+
+    def close(self) -> None:
+        """Nothing is expected any more."""
+        self.beat("end")
+        self._page = None
+
+    def _count(self, seconds: float) -> None:
+        """Adds what has ended to the steps' durations; the first one, which compiles, is none."""
+        if self._phase == "input":
+            self._input_seconds = seconds
+        elif self._phase == "step" and "step" in self._done:
+            self._steps.append(self._input_seconds + seconds)
+
+    def _tell(self) -> None:
+        if self._page is None:
+            return
+        limit = self.bound()
+        if self._phase not in self._done:
+            limit = max(limit, self._config.first_step_seconds)
+        facts = {
+            "phase": self._phase,
+            "detail": self._detail[:200],
+            "at": time.monotonic(),
+            "processes": self.processes,
+            "limit": None if self._phase == "end" else limit,
+            "nothing_to_save": self._nothing_to_save(),
+        }
+        self._page[:] = json.dumps(facts).encode().ljust(PAGE_BYTES, b"\0")
+
+    def _nothing_to_save(self) -> bool:
+        """Whether who is asked to stop may go at once: until a step is done, here or elsewhere."""
+        if self.processes > 1:
+            return self._phase in ("start", "end")
+        return "step" not in self._done or self._phase == "end"
+
+    def _follow(self) -> None:
+        """Takes bytes that are read or written for progress, as long as a checkpoint is waited for.
+
+        A slow disk is no hang.
+        """
+        before = _bytes_moved()
+        while self._page is not None:
+            time.sleep(min(5.0, self._config.floor_seconds / 6))
+            moved = _bytes_moved()
+            with self._lock:
+                if self._phase == "checkpoint" and moved - before > _PROGRESS_BYTES:
+                    self._tell()
+            before = moved
+
+
+def _page() -> mmap.mmap | None:
+    number, _, process = os.environ.get(PAGE, "").partition(":")
+    return mmap.mmap(int(number), PAGE_BYTES) if process == str(os.getpid()) else None
+
+
+def _bytes_moved() -> int:
+    """What this process has read and written so far, where the system tells."""
+    with contextlib.suppress(OSError):
+        lines = files.read_text("/proc/self/io").splitlines()
+        counts = {name: int(value) for name, value in (line.split(":") for line in lines)}
+        return counts["rchar"] + counts["wchar"]
+    return 0

@@ -1,0 +1,141 @@
+"""The parent of a run, over children that are small scripts: signals, exit codes, hangs."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from astrollava_jax.cli.supervisor import RESUMABLE
+
+PARENT = """
+import sys
+from astrollava_jax.cli import supervisor
+sys.exit(supervisor._Supervisor([sys.executable, *sys.argv[1:]]).run())
+"""
+
+CHILD = """
+import os, signal, sys, time
+from astrollava_jax.cli import supervisor
+assert supervisor.begin_child()
+from astrollava_jax.training.watchdog import Heart, WatchdogConfig
+heart = Heart(WatchdogConfig(floor_seconds=0.5, factor=1.0, first_step_seconds=600.0))
+for step in range(3):
+    heart.beat("input")
+    heart.beat("step", str(step))
+heart.beat("input")
+print("ready", flush=True)
+"""
+
+
+@pytest.fixture
+def start():
+    """Starts a parent over a child that is a script; none is left behind."""
+    with contextlib.ExitStack() as begun:
+
+        def start(child: str, **variables: str) -> subprocess.Popen:
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **variables}
+            parent = subprocess.Popen(
+                [sys.executable, "-c", PARENT, "-c", child],
+                env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )  # fmt: skip
+            begun.callback(parent.kill)
+            begun.enter_context(parent)
+            return parent
+
+        yield start
+
+
+ENDS = {
+    "sys.exit(0)": (0, {}, ""),
+    "sys.exit(1)": (1, {}, ""),
+    "sys.exit(2)": (2, {}, ""),
+    "sys.exit(75)": (75, {}, ""),
+    "os.kill(os.getpid(), signal.SIGKILL)": (75, {}, "SIGKILL before it began; if nobody did it"),
+    "os.kill(os.getpid(), signal.SIGSEGV)": (1, {}, "ended by SIGSEGV"),
+    "os.abort()": (1, {}, "ended by SIGABRT"),
+    "os.abort() # of several": (75, {"ASTROLLAVA_PROCESSES": "2"}, "another process of the run is"),
+}
+"""How a child ends -> the exit code of its parent, in which environment, and what it says."""
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_exit_codes(end, start):
+    code, variables, told = ENDS[end]
+    parent = start(f"import os, signal, sys\n{end}", **variables)
+    said = parent.communicate(timeout=30)[1]
+    assert parent.returncode == code and told in said, said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_what_asks_to_stop_reaches_the_child_as_sigterm(number, start):
+    parent = start(BLOCKED + CHILD + "print(int(signal.sigwait({signal.SIGTERM}))); sys.exit(75)\n")
+    ready(parent)
+    parent.send_signal(number)
+    told = parent.communicate(timeout=30)[0]
+    assert parent.returncode == RESUMABLE and told == "15\n"
+
+
+BLOCKED = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\n"
+
+
+def ready(parent: subprocess.Popen) -> None:
+    """Returns when the child is."""
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "ready\n", parent.communicate()
+
+
+def test_a_hang_is_told_with_its_stacks_and_ended(start):
+    parent = start(CHILD + "def wedged():\n    time.sleep(600)\nwedged()\n")
+    ready(parent)
+    began = time.monotonic()
+    said = parent.communicate(timeout=30)[1]
+    assert parent.returncode == RESUMABLE and time.monotonic() - began < 10
+    assert "no progress for" in said and "while it waited for input" in said
+    assert "in wedged" in said, "the stack"
+
+
+def test_a_child_does_not_outlive_its_parent(start, tmp_path):
+    mark = tmp_path / "child"
+    parent = start(CHILD + f"open({str(mark)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)\n")
+    ready(parent)
+    while not (mark.exists() and mark.read_text()):
+        time.sleep(0.01)
+    child = int(mark.read_text())
+    parent.kill()
+    parent.wait()
+    for _ in range(500):
+        if not Path(f"/proc/{child}").exists() or "State:\tZ" in status(child):
+            return
+        time.sleep(0.01)
+    raise AssertionError("the child is still there")
+
+
+def status(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return "State:\tZ"
+
+
+def test_the_parent_costs_next_to_nothing(start):
+    # The child beats without a pause for two seconds; it ends before the parent's limit.
+    busy = "end = time.time() + 2\nwhile time.time() < end: heart.beat('step')\n"
+    parent = start(CHILD + busy + "time.sleep(0.2)\n")
+    ready(parent)
+    before = status(parent.pid)
+    seconds = cpu_seconds(parent.pid)
+    time.sleep(1.8)
+    seconds = cpu_seconds(parent.pid) - seconds
+    kib = int(before.split("VmRSS:")[1].split()[0])
+    assert parent.wait(30) == 0
+    assert seconds < 0.05 and kib < 40_000, f"{seconds} s, {kib} KiB"
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
