@@ -21,7 +21,9 @@ _ARRAY = re.compile(r"([a-z]+[0-9]*(?:e\dm\d[a-z]*)?)\[([0-9,]*)\]")
 _HEAD = re.compile(r"^(ENTRY )?%([^ ]+) \(.*\{\s*$")
 _NAME = re.compile(r"^\s+(?:ROOT )?%[^ ]+ = ")
 _OPCODE = re.compile(r"\s*([a-z][a-z0-9-]*)\(")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=\{?(%[^}\s]+(?:, ?%[^}\s]+)*)")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|condition|branch_computations)=\{?(%[^}\s]+(?:, ?%[^}\s]+)*)"
+)
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _SOURCE = re.compile(r'op_name="([^"]*)"')
 
@@ -70,11 +72,12 @@ def collectives(text: str) -> list[Collective]:
             channel = re.search(r"channel_id=(\d+)", instruction.line)
             key = channel[0] if channel else f"{name} {number}"
             source = _SOURCE.search(instruction.line)
-            one = Collective(
-                kind, _results(instruction), times[name], source[1] if source else ""
-            )
+            one = Collective(kind, _results(instruction), times[name], source[1] if source else "")
             before = found.get(key)
-            if before is None or (one.count, bool(one.source)) > (before.count, bool(before.source)):
+            if before is None or (one.count, bool(one.source)) > (
+                before.count,
+                bool(before.source),
+            ):
                 found[key] = one
     return sorted(found.values(), key=lambda one: -one.count * one.num_bytes)
 
