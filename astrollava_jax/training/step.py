@@ -15,6 +15,7 @@ from astrollava_jax.models import dropout
 from astrollava_jax.models.layers import Remat, gather_rows
 from astrollava_jax.models.llava import Llava
 from astrollava_jax.params import Params, merge
+from astrollava_jax.sharding import shard
 from astrollava_jax.training import anomaly
 from astrollava_jax.training.optimizer import AdamW
 from astrollava_jax.training.state import TrainState
@@ -83,7 +84,10 @@ def weighted_nll(
     def nll(
         hidden: Float[Array, "B C D"], targets: Int[Array, "B C"], weights: Float[Array, "B C"]
     ) -> Float[Array, ""]:
-        scores = model.logits(hidden).astype(jnp.float32)
+        # Each device keeps the scores of its own rows and words, and their gradients: where these
+        # are fewer bytes than the head, XLA would rather gather them than the head.
+        hidden = shard(hidden, "batch", None, None)
+        scores = shard(model.logits(hidden), "batch", None, "vocab").astype(jnp.float32)
         chosen = jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
         # An empty slot's value is dropped, not multiplied by its weight 0: it could be NaN.
         loss = jax.nn.logsumexp(scores, axis=-1) - chosen
