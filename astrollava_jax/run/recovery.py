@@ -8,6 +8,7 @@ import jax
 from astrollava_jax.training.checkpoint import Checkpoints, Restored
 from astrollava_jax.training.loop import Diverged, Event, Hook
 from astrollava_jax.training.state import TrainState
+from astrollava_jax.training.watchdog import Heart
 
 SHOWN_RECORDS = 10
 
@@ -31,6 +32,8 @@ class Recovery:
     log: Hook
     """What is told of the step if the run ends here."""
     tell: Callable[[str], None]
+    heart: Heart
+    """To verify and read a checkpoint takes as long as it takes."""
 
     def __call__(self, event: Event, error: Diverged) -> Event:
         """The event with the state of a checkpoint.
@@ -41,6 +44,7 @@ class Recovery:
         now = event.progress
         again = now.bad_in_row > self.max_in_row
         self.tell(f"ROLLING BACK: {error}")
+        self.heart.beat("checkpoint", "going back to one")
         self.checkpoints.wait()
         jax.tree.map(lambda array: array.delete(), event.state)  # two would not fit
         found = self._newest(now.updates - again)

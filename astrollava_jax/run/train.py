@@ -116,7 +116,7 @@ def _run(console: Console, run: RunConfig, ready: Ready, params: Params, heart: 
             hooks += [heart.watched("checkpoint", save)]
             hooks += [] if log is None else [heart.watched("log", log)]
             told = all_told(source, stage)
-            recover = _recovery(console, run, stage, data, checkpoints, log)
+            recover = _recovery(console, run, stage, data, checkpoints, log, heart)
             _, progress = run_loop(
                 stage.step, state, params, told, hooks, progress, total, recover, heart, stop,
                 heart.watched("checkpoint", save.now),
@@ -133,12 +133,13 @@ def _run(console: Console, run: RunConfig, ready: Ready, params: Params, heart: 
 
 def _recovery(
     console: Console, run: RunConfig, stage: Stage, data: Data, checkpoints: Checkpoints,
-    log: Log | None,
+    log: Log | None, heart: Heart,
 ) -> Recovery:  # fmt: skip
     return Recovery(
         checkpoints=checkpoints,
         like=abstract_state(stage, run),
         max_in_row=run.bad_numbers.max_in_row,
+        heart=heart,
         records=functools.partial(record_names, data),
         log=log or (lambda event: None),
         tell=console.print,

@@ -182,7 +182,7 @@ def test_without_a_way_back_the_run_ends_and_says_what_to_do(start, capsys):
 
 def test_spikes_are_looked_for_as_the_run_says(start):
     """With a window of 2 and a tiny sigma, whatever is above the mean of two steps is a spike."""
-    code, out = start("--bad_numbers.spike", "{window: 2, sigma: 0.001}")
+    code, out = start("--bad_numbers.spike", "{window: 2, sigma: 0.001, grad_norm_sigma: 0.001}")
     assert code == COMPLETE
     spikes = [facts for facts in log(out) if "bad" in facts]
     assert spikes and all("spike: " in facts["bad"]["why"] for facts in spikes)

@@ -14,7 +14,7 @@ from astrollava_jax.training.optimizer import AdamW, Cosine, Group, OptimizerCon
 from astrollava_jax.training.state import TrainState
 from astrollava_jax.training.step import make_train_step
 
-SPIKE = anomaly.SpikeConfig(window=4, sigma=3.0)
+SPIKE = anomaly.SpikeConfig(window=4, sigma=3.0, grad_norm_sigma=3.0)
 MICRO, ROWS, LENGTH, PATCHES = 2, 2, 12, 4
 UNUSED_WORD = 1
 
@@ -194,3 +194,10 @@ def test_verdicts(loss, norm, verdict):
     numbers = jnp.float32(loss), jnp.float32(norm)
     assert anomaly.verdict(*numbers, jnp.array(True), limit) == verdict
     assert anomaly.verdict(*numbers, jnp.array(False), limit) == anomaly.BROKEN
+
+
+def test_the_norm_of_the_gradients_is_judged_only_where_it_is_said():
+    ring = jnp.array([1.0, 2.0, 1.0, 2.0])
+    history = anomaly.History(jnp.int32(4), ring, ring)
+    found = anomaly.limits(history, anomaly.SpikeConfig(window=4, sigma=3.0))
+    assert found["loss"] == 1.5 + 3 * 0.5 and found["grad_norm"] == jnp.inf
