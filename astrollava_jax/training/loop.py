@@ -113,7 +113,7 @@ def train(
             seconds=now - ended,
             input_wait=arrived - ended,
         )
-        stop.requested(progress.position)
+        stop.requested()
         event = told(event, hooks, recover)
         if stop.reason is not None and not event.last:
             event = told(event, [save], recover)

@@ -68,16 +68,18 @@ class Stop:
         self._before: dict[int, Any] = {}
         self._asked_at: float | None = None
         self._left = threading.Event()
+        self._times_asked = 0
         self.reason: str | None = None
         """Why the run is asked to end, as far as this process knows."""
 
-    def requested(self, position: int) -> str | None:
-        """Why the run ends after this step, or None.
+    def requested(self) -> str | None:
+        """Why the run ends after this step, or None; every process asks after every step.
 
-        Every process asks after every step, with a number that grows by one from step to step: JAX
-        says yes for one number alone.
+        JAX says yes to one number alone, the largest that a process has asked with, and one more.
+        The numbers begin with 1 in every start, so that a signal before the first step is heard.
         """
-        if self._several and multihost_utils.reached_preemption_sync_point(position):
+        self._times_asked += 1
+        if self._several and multihost_utils.reached_preemption_sync_point(self._times_asked):
             self.reason = self.reason or "a process of the run was asked to stop"
         return self.reason
 

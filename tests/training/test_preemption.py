@@ -20,14 +20,14 @@ def reason_of(stop: Stop) -> str | None:
     end = time.monotonic() + 10
     while stop.reason is None and time.monotonic() < end:
         time.sleep(0.01)
-    return stop.requested(1)
+    return stop.requested()
 
 
 @pytest.mark.parametrize("number", preemption.SIGNALS)
 def test_a_signal_is_noted_and_interrupts_nothing(number):
     before = signal.getsignal(number)
     with Stop(QUIET) as stop:
-        assert stop.requested(1) is None
+        assert stop.requested() is None
         os.kill(os.getpid(), number)
         assert reason_of(stop) == signal.Signals(number).name
     assert signal.getsignal(number) == before
@@ -52,7 +52,7 @@ def test_what_nohup_ignores_is_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with Stop(QUIET) as stop:
         os.kill(os.getpid(), signal.SIGHUP)
-        assert stop.requested(1) is None
+        assert stop.requested() is None
     signal.signal(signal.SIGHUP, before)
 
 
@@ -61,12 +61,12 @@ def test_a_notice_file_asks_when_it_appears_or_changes(tmp_path):
     config = PreemptionConfig(notice_file=str(notice), cloud=None, every_seconds=0.01)
     with Stop(config) as stop:
         time.sleep(0.05)
-        assert stop.requested(1) is None
+        assert stop.requested() is None
         notice.touch()
         assert reason_of(stop) == f"{notice} announces it"
     with Stop(config) as stop:  # it is of the last time
         time.sleep(0.05)
-        assert stop.requested(2) is None
+        assert stop.requested() is None
         os.utime(notice, (1e9, 1e9))
         assert reason_of(stop) == f"{notice} announces it"
 
@@ -101,6 +101,6 @@ def test_the_cloud_asks(name, value, monkeypatch):
         monkeypatch.setenv("GCE_METADATA_HOST", address)
         with Stop(PreemptionConfig(cloud="google", every_seconds=0.01)) as stop:
             time.sleep(0.1)
-            assert stop.requested(1) is None
+            assert stop.requested() is None
             told[name] = value
             assert reason_of(stop) == f"the cloud announces it ({name}: {value})"
