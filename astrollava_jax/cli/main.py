@@ -11,7 +11,7 @@ import sys
 import traceback
 from typing import Any
 
-from astrollava_jax.cli import supervisor
+from astrollava_jax.cli import streams, supervisor
 
 COMMANDS = {
     "quickstart": "the whole job on a simulated sky, on this machine, in minutes",
@@ -73,6 +73,8 @@ def main(argv: list[str] | None = None) -> int:
         return MISTAKE
     # Only the first word belongs to this parser: `COMMAND --help` is the command's own.
     arguments = parser.parse_args(argv[:1])
+    if typed and arguments.command in GOES_ON:
+        streams.make_lasting()
     if typed and arguments.command in GOES_ON and supervisor.wanted(argv):
         return supervisor.supervise(argv)
     module = importlib.import_module(f"astrollava_jax.cli.{arguments.command}")

@@ -94,8 +94,10 @@ def begin_child() -> bool:
 
 def end_child(code: int) -> None:
     """Ends the child at once; nothing waits for another process at the interpreter's end."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # closed at the start
+            with contextlib.suppress(OSError):
+                stream.flush()
     os._exit(code)
 
 
@@ -114,7 +116,7 @@ class _Supervisor:
             self._child = subprocess.Popen(
                 self._command,
                 env=environment,
-                pass_fds=[self._page.descriptor] if self._page.descriptor else [],
+                pass_fds=[self._page.descriptor] if self._page.descriptor is not None else [],
                 process_group=0,  # a Ctrl-C comes here alone, and is passed on
             )
             while True:
@@ -272,4 +274,5 @@ def _waiting(facts: dict[str, Any]) -> str:
 
 
 def _say(told: str) -> None:
-    print(f"astrollava: {told}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # who listened can be gone, and the child would go with us
+        print(f"astrollava: {told}", file=sys.stderr, flush=True)

@@ -264,7 +264,7 @@ def test_without_a_command_the_commands_that_work_are_listed(capsys):
     listed = re.findall(r"^  (\w+) ", bare.split("commands:")[1], re.MULTILINE)
     modules = {path.stem for path in Path(astrollava_jax.cli.__file__).parent.glob("*.py")}
     assert listed == list(COMMANDS)
-    assert set(listed) == modules - {"__init__", "main", "options", "supervisor"}
+    assert set(listed) == modules - {"__init__", "main", "options", "streams", "supervisor"}
     assert len(bare.splitlines()) <= SCREEN
 
 
