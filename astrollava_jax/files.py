@@ -28,6 +28,11 @@ def join(folder: Where, *parts: str) -> str:
     return os.path.join(folder, *parts)
 
 
+def name(path: Where) -> str:
+    """The last part of a path."""
+    return os.path.basename(absolute(path))
+
+
 def exists(path: Where) -> bool:
     """Whether a file or folder stands at `path`."""
     return os.path.exists(path)

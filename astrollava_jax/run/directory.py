@@ -10,6 +10,7 @@ checkpoints/     what trained
 
 import contextlib
 import dataclasses
+import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -61,6 +62,7 @@ def begin(
     original = [address for address in frozen if address not in inherited]
     facts = {
         "format": FORMAT,
+        "run": secrets.token_hex(8),
         "folder": folder,
         "init": dataclasses.asdict(init) | {"fresh": []},
         "template": template,
@@ -128,6 +130,11 @@ def read_facts(folder: str) -> dict[str, Any]:
             "written by another version"
         )
     return facts
+
+
+def run_name(folder: str) -> str | None:
+    """What tells a run from all others; None if an older version began it."""
+    return read_facts(folder).get("run")
 
 
 def resolved(folder: str) -> RunConfig:

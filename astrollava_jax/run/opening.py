@@ -266,7 +266,9 @@ def _open_run(folder: str, step: int | None, now: InitConfig | None) -> Opened:
     base = open_init(init, said=COMMAND)
     directory.check_base(folder, base.base)
     taken, total = finished[-1] if step is None else step, facts["data"]["steps"]
-    trained = Trained(files.join(folder, directory.CHECKPOINTS), taken, facts["trained"])
+    trained = Trained(
+        files.join(folder, directory.CHECKPOINTS), taken, facts["trained"], facts.get("run")
+    )
     arrays = Merged(trained, directory.read_inherited(folder))
     adapters = {address for address in arrays if address.endswith((f"/{LORA_A}", f"/{LORA_B}"))}
     changed = Chosen(arrays, set(arrays) - adapters)

@@ -79,7 +79,9 @@ def _run(console: Console, run: RunConfig, ready: Ready, params: Params, heart: 
     stage, data = ready.stage, ready.data
     total = data.plan.total_steps
     folder, kept = files.join(run.out, directory.CHECKPOINTS), run.checkpoint
-    checkpoints = Checkpoints(folder, kept.keep, kept.keep_seconds, tell=console.print)
+    checkpoints = Checkpoints(
+        folder, kept.keep, kept.keep_seconds, console.print, run=directory.run_name(run.out)
+    )
     with stage.active(), Stop(run.preemption) as stop:
         restored = checkpoints.restore_newest(abstract_state(stage, run))
         if restored is not None:

@@ -83,12 +83,20 @@ def _is_checkpoint(path: str) -> bool:
 
 def _checkpoint(path: str) -> Verified:
     names = files.walk(path)
-    faults = manifest.faults(path)
+    faults = manifest.faults(path, run=_run_name(path))
     notes = []
     if not faults:
         covered = manifest.read(path).files
         notes = _uncovered(manifest.payload(path), covered)
     return Verified(path, "checkpoint", len(names), _bytes(path, names), faults, notes)
+
+
+def _run_name(path: str) -> str | None:
+    """Whose a checkpoint must be; None where no whole beginning of a run says so."""
+    found = directory.run_folder(path)
+    if found is None or directory.beginning_faults(found[0], only=(directory.BASE,)):
+        return None
+    return directory.run_name(found[0])
 
 
 def _is_run(path: str) -> bool:

@@ -67,6 +67,7 @@ class Checkpoints:
         keep: so many of the newest good ones stay, at least 2.
         keep_seconds: one more stays for good for every so many seconds.
         tell: is given what a person should know, as one text.
+        run: what tells this run from others; a step of another one is not used.
     """
 
     def __init__(
@@ -75,10 +76,11 @@ class Checkpoints:
         keep: int,
         keep_seconds: float | None = None,
         tell: Callable[[str], None] = print,
+        run: str | None = None,
     ):
         assert keep >= 2, "a single good checkpoint is lost with one flipped bit"
         self.folder, self._keep, self._keep_seconds = files.absolute(folder), keep, keep_seconds
-        self._tell = tell
+        self._tell, self._run = tell, run
         self._pending: _Pending | None = None
         self.last_good: int | None = None
         """The newest step found whole."""
@@ -218,6 +220,7 @@ class Checkpoints:
                 arrays=prints,
                 progress=progress,
                 saved_at=int(time.time()),
+                run=self._run,
                 faults=differing,
             )
             manifest.await_parts(path, processes)
@@ -254,7 +257,8 @@ class Checkpoints:
 
     def _faults(self, step: int) -> list[str]:
         """What of a step's files is not as it was written; each process reads its share."""
-        own = manifest.faults(self._path(step), jax.process_index(), jax.process_count())
+        process, processes = jax.process_index(), jax.process_count()
+        own = manifest.faults(self._path(step), process, processes, run=self._run)
         return [line for lines in gather(own) for line in lines]
 
     def _load(self, step: int, like: TrainState) -> tuple[Restored | None, list[str]]:

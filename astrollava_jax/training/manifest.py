@@ -32,6 +32,8 @@ class Manifest:
     """By `<item>/<address>`."""
     progress: dict[str, int]
     """Where the run stood, by the names of `Progress`."""
+    run: str | None
+    """Whose step it is, where that is known."""
     saved_at: int
     """Seconds since 1970."""
 
@@ -79,6 +81,7 @@ def write_part(
     arrays: Mapping[str, Fingerprint],
     progress: Mapping[str, int],
     saved_at: int,
+    run: str | None = None,
     faults: Sequence[str] = (),
 ) -> None:
     """Writes the part of a process, with the checksums of its share of the files as they stand.
@@ -93,6 +96,7 @@ def write_part(
         "arrays": dict(arrays),
         "progress": dict(progress),
         "saved_at": saved_at,
+        "run": run,
         "faults": list(faults),
     }
     path = files.join(step_folder, part_name(process, processes))
@@ -127,12 +131,17 @@ def read(step_folder: str) -> Manifest:
         files={name: entry for part in every for name, entry in part["files"].items()},
         arrays={name: (lanes[0], lanes[1]) for name, lanes in every[0]["arrays"].items()},
         progress=every[0]["progress"],
+        run=every[0].get("run"),
         saved_at=max(part["saved_at"] for part in every),
     )
 
 
 def faults(
-    step_folder: str, process: int = 0, processes: int = 1, below: Sequence[str] = ("",)
+    step_folder: str,
+    process: int = 0,
+    processes: int = 1,
+    below: Sequence[str] = ("",),
+    run: str | None = None,
 ) -> list[str]:
     """What of a step is not as it was written: every file is named, with expected and found.
 
@@ -141,18 +150,32 @@ def faults(
         process: whose share of the files is read.
         processes: of so many.
         below: beginnings of names; others are not looked at. "" is every file.
+        run: whose step it must be; None where that is not known.
     """
     try:
         manifest = read(step_folder)
     except ValueError as error:
         return str(error).split("\n  ")
+    strange = _misplaced(step_folder, manifest, run) if process == 0 else []
     sizes = {
         name: entry["bytes"]
         for name, entry in manifest.files.items()
         if name.startswith(tuple(below))
     }
     own = share(sizes, process, processes)
-    return checksums.faults(step_folder, {name: manifest.files[name] for name in sorted(own)})
+    expected = {name: manifest.files[name] for name in sorted(own)}
+    return strange + checksums.faults(step_folder, expected)
+
+
+def _misplaced(step_folder: str, manifest: Manifest, run: str | None) -> list[str]:
+    """Whether a step stands under the name of another, or in the folder of another run."""
+    name, step = files.name(step_folder).split(".")[0], manifest.progress.get("step")
+    found = []
+    if name.isdigit() and step is not None and int(name) != step:
+        found.append(f"{step_folder}: expected step {name}, found a copy of step {step}")
+    if run is not None and manifest.run != run:
+        found.append(f"{step_folder}: expected run {run}, found a copy of run {manifest.run}")
+    return found
 
 
 def await_parts(path: str, processes: int) -> None:
@@ -169,5 +192,6 @@ def kind(found: list[str]) -> str:
     words = {
         "own checksum": "manifest", "manifest.<k>": "manifest", "no file": "missing",
         " bytes,": "size", "crc32c": "checksum", "fingerprint": "fingerprint",
+        "found a copy of": "misplaced",
     }  # fmt: skip
     return next((kind for said, kind in words.items() if said in "\n".join(found)), "content")

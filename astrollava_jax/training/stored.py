@@ -74,9 +74,11 @@ class Trained(Mapping[str, np.ndarray]):
         folder: the folder of checkpoints.
         step: the step.
         addresses: what trained.
+        run: what tells the run from others, where it is known.
     """
 
-    def __init__(self, folder: str, step: int, addresses: Sequence[str]):
+    def __init__(self, folder: str, step: int, addresses: Sequence[str], run: str | None = None):
+        self._run = run
         self._folder, self._step, self._addresses = files.absolute(folder), step, addresses
         self.path = files.join(self._folder, str(step))
 
@@ -104,11 +106,12 @@ class Trained(Mapping[str, np.ndarray]):
     @functools.cached_property
     def _expected(self) -> Mapping[str, Fingerprint]:
         """The fingerprints, once the files that hold the weights were found whole."""
-        found = manifest.faults(self.path, below=(f"{TRAINABLE}/", "_CHECKPOINT_METADATA"))
+        below = (f"{TRAINABLE}/", "_CHECKPOINT_METADATA")
+        found = manifest.faults(self.path, below=below, run=self._run)
         if found:
             others = [step for step in steps(self._folder) if step != self._step]
-            whole = [s for s in others if not manifest.faults(files.join(self._folder, str(s)))]
-            instead = ", ".join(files.join(self._folder, str(step)) for step in whole)
+            paths = [files.join(self._folder, str(step)) for step in others]
+            instead = ", ".join(p for p in paths if not manifest.faults(p, run=self._run))
             raise ValueError(
                 f"{self.path}: this checkpoint is damaged; whole ones, to be named in its place: "
                 f"{instead or 'none'}\n  " + "\n  ".join(found)

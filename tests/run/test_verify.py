@@ -57,7 +57,8 @@ def things(tmp_path_factory) -> Path:
         run, words, base.base, base.init, TRAINED, frozen, inherited, "plain", "pad",
         {"steps": 7, "sets": []},
     )  # fmt: skip
-    checkpoints = Checkpoints(files.join(run, directory.CHECKPOINTS), keep=3)
+    name = directory.run_name(run)
+    checkpoints = Checkpoints(files.join(run, directory.CHECKPOINTS), keep=3, run=name)
     for step in (3, 7):
         checkpoints.save(state(step), Progress(step=step), {})
     checkpoints.close()
@@ -177,6 +178,19 @@ def test_what_is_whole_is_told_in_a_line_each(things, capsys):
         assert f"ok       {things}/{what}" in told
     assert f"{things}/records: 6 records, 7 files" in told
     assert main(["verify", str(things / "run" / "checkpoints" / "7")]) == COMPLETE
+
+
+def test_a_checkpoint_of_another_run_or_step_is_damage(things, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(things / "run", run)
+    shutil.copytree(run / "checkpoints" / "7", run / "checkpoints" / "9")
+    theirs = Checkpoints(str(tmp_path / "theirs"), keep=2, run="another")
+    theirs.save(state(5), Progress(step=5), {})
+    theirs.close()
+    shutil.move(tmp_path / "theirs" / "5", run / "checkpoints" / "5")
+    damaged = {found.path: found.faults for found in verify(str(run)) if found.faults}
+    assert sorted(damaged) == [f"{run}/checkpoints/5", f"{run}/checkpoints/9"]
+    assert "found a copy of run another" in damaged[f"{run}/checkpoints/5"][0]
 
 
 def test_damage_is_exit_1_and_what_cannot_be_verified_is_exit_2(things, tmp_path, capsys):

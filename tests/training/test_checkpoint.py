@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -135,6 +136,22 @@ def test_the_name_says_why_a_step_is_set_aside(tmp_path, damage, why):
     found = restored(tmp_path)
     assert found is not None and found.step == 3
     assert aside(str(tmp_path)) == [f"7.damaged-{why}"]
+
+
+def test_a_step_under_the_name_of_another_or_of_another_run_is_not_used(tmp_path):
+    for run in ("ours", "theirs"):
+        checkpoints = Checkpoints(str(tmp_path / run), keep=3, run=run)
+        checkpoints.save(state(3), Progress(step=3), {})
+        checkpoints.close()
+    shutil.copytree(tmp_path / "ours" / "3", tmp_path / "ours" / "9")
+    shutil.move(tmp_path / "theirs" / "3", tmp_path / "ours" / "5")
+    told: list[str] = []
+    ours = Checkpoints(str(tmp_path / "ours"), keep=3, tell=told.append, run="ours")
+    found = ours.restore_newest(state())
+    assert found is not None and found.step == 3
+    assert aside(str(tmp_path / "ours")) == ["5.damaged-misplaced", "9.damaged-misplaced"]
+    assert "expected step 9, found a copy of step 3" in told[0]
+    assert "expected run ours, found a copy of run theirs" in told[1]
 
 
 def test_what_changes_on_the_way_to_the_devices_is_seen(tmp_path, monkeypatch):
