@@ -105,7 +105,10 @@ def _run(module: Any, argv: list[str]) -> int:
             print(f"astrollava: {_told(error)}", file=sys.stderr)
             return RESUMABLE
         if _disk_is_full(error):
-            print("astrollava: no room left on the disk: make some, start again", file=sys.stderr)
+            # A checkpoint that could not be saved names the one from which the run goes on.
+            ours = isinstance(error, ValueError) and _is_mistake(error)
+            told = _told(error) if ours else "no room left on the disk: make some, start again"
+            print(f"astrollava: {told}", file=sys.stderr)
             return FAILED
         if not _is_mistake(error):
             raise

@@ -52,6 +52,7 @@ def train(run: RunConfig, *, bases: opening.Bases = (), dry: bool = False) -> No
     """
     logging.getLogger("absl").setLevel(logging.WARNING)  # orbax tells of every file it writes
     run = with_absolute_paths(run)
+    stop = Stop(run.preemption)
     with contextlib.ExitStack() as held:
         heart = held.enter_context(contextlib.closing(Heart(run.watchdog)))
         held.enter_context(processes.joined(run.watchdog.floor_seconds))
@@ -71,10 +72,12 @@ def train(run: RunConfig, *, bases: opening.Bases = (), dry: bool = False) -> No
                 # A start that was cut short before its first checkpoint is begun again.
                 params = initial(run, ready.opened, stage, ready.fresh)
                 begin(run, ready, params)
-        _run(console, run, ready, params, heart)
+        _run(console, run, ready, params, heart, stop)
 
 
-def _run(console: Console, run: RunConfig, ready: Ready, params: Params, heart: Heart) -> None:
+def _run(
+    console: Console, run: RunConfig, ready: Ready, params: Params, heart: Heart, stop: Stop
+) -> None:
     """Trains from the newest checkpoint, or from the beginning, to the end."""
     stage, data = ready.stage, ready.data
     total = data.plan.total_steps
@@ -82,7 +85,7 @@ def _run(console: Console, run: RunConfig, ready: Ready, params: Params, heart: 
     checkpoints = Checkpoints(
         folder, kept.keep, kept.keep_seconds, console.print, run=directory.run_name(run.out)
     )
-    with stage.active(), Stop(run.preemption) as stop:
+    with stage.active(), stop:
         restored = checkpoints.restore_newest(abstract_state(stage, run))
         if restored is not None:
             state, progress = restored.state, restored.progress
@@ -193,7 +196,7 @@ def _log(
     if jax.process_index() > 0:
         return None
     path = files.join(run.out, "log.jsonl")
-    attempts = [facts["attempt"] for facts in read_log(path)]
+    attempts = [facts.get("attempt", 0) for facts in read_log(path)]
     board = TensorBoard(files.join(run.out, "tensorboard")) if run.log.tensorboard else None
     return Log(
         console,

@@ -95,9 +95,7 @@ def train(
         try:
             delivery = next(deliveries)
         except Exception:
-            # With several processes the others do not know of it, and a save takes all of them.
-            if event is not None and jax.process_count() == 1:
-                told(event, [save], recover)
+            save_alone(event, save, recover)
             raise
         arrived = time.perf_counter()
         heart.beat("step", f"{progress.step + 1}")
@@ -114,7 +112,12 @@ def train(
             input_wait=arrived - ended,
         )
         stop.requested()
-        event = told(event, hooks, recover)
+        try:
+            event = told(event, hooks, recover)
+        except OSError:  # the log's disk, perhaps; the state is whole
+            if stop.reason is not None:
+                save_alone(event, save, recover)
+            raise
         if stop.reason is not None and not event.last:
             event = told(event, [save], recover)
             raise Preempted(
@@ -124,6 +127,15 @@ def train(
         state, progress = event.state, event.progress
         ended = time.perf_counter()
     return state, progress
+
+
+def save_alone(event: Event | None, save: Hook, recover: Recover) -> None:
+    """Saves before an error ends the run, if there is something to save.
+
+    With several processes the others do not know of it, and a save takes all of them.
+    """
+    if event is not None and jax.process_count() == 1:
+        told(event, [save], recover)
 
 
 def told(event: Event, hooks: Sequence[Hook], recover: Recover) -> Event:

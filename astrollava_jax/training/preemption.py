@@ -3,6 +3,7 @@
 It is asked by a signal, by a file that appears, or by the cloud that the machine belongs to.
 """
 
+import http.client
 import os
 import signal
 import threading
@@ -58,13 +59,17 @@ class PreemptionConfig:
 class Stop:
     """Whether the run is asked to end; inside its `with` block, signals ask.
 
+    A notice file asks if it has appeared or changed since the `Stop` was made.
+
     With several processes all of them stop after the same step: SIGTERM then belongs to JAX, which
     tells the others, and every other way of asking becomes a SIGTERM.
     """
 
     def __init__(self, config: PreemptionConfig):
         self._config = config
-        self._several = jax.process_count() > 1
+        self._several = False
+        # It can appear while the run gets ready, which takes minutes.
+        self._notice = None if config.notice_file is None else _notice(config.notice_file)
         self._before: dict[int, Any] = {}
         self._asked_at: float | None = None
         self._left = threading.Event()
@@ -91,11 +96,12 @@ class Stop:
             self.reason = reason
 
     def __enter__(self) -> "Stop":
+        self._several = jax.process_count() > 1
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS[1:] if self._several else SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
                     self._before[number] = signal.signal(number, self._signalled)
-        looks = _looks(self._config)
+        looks = [look for look in (self._notice, _cloud(self._config)) if look is not None]
         if looks:
             arguments = (looks, self._config.every_seconds)
             threading.Thread(target=self._look, args=arguments, name="notice", daemon=True).start()
@@ -125,14 +131,10 @@ class Stop:
                     return
 
 
-def _looks(config: PreemptionConfig) -> list[Callable[[], str | None]]:
-    """What is looked at every so often: each says why the run must end, or None."""
-    found = []
-    if config.notice_file is not None:
-        found.append(_notice(config.notice_file))
-    if config.cloud == "google" or (config.cloud == "auto" and _on_google()):
-        found.append(_google)
-    return found
+def _cloud(config: PreemptionConfig) -> Callable[[], str | None] | None:
+    """What says why the cloud ends the run, or None; None where there is no cloud."""
+    google = config.cloud == "google" or (config.cloud == "auto" and _on_google())
+    return _google if google else None
 
 
 def _notice(path: str) -> Callable[[], str | None]:
@@ -161,8 +163,8 @@ def _google() -> str | None:
         try:
             with urllib.request.urlopen(request, timeout=2) as answer:
                 told = answer.read(200).decode(errors="replace").strip()
-        except OSError:
-            continue  # a server that does not answer announces nothing
+        except (OSError, http.client.HTTPException):
+            continue  # a server that does not answer, or with nonsense, announces nothing
         if ends(told):
             return f"the cloud announces it ({name}: {told})"
     return None

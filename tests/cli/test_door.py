@@ -1,17 +1,26 @@
 """Mistakes, told at the door: exit 2, one screen, what is wrong and what to do."""
 
+import errno
 import json
+import os
 import re
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
+import jax.numpy as jnp
 import pytest
 import tiny_directories as tiny
 import tiny_llava
 import tiny_records
+from orbax.checkpoint import v1 as ocp
 
 import astrollava_jax.cli
-from astrollava_jax.cli.main import COMMANDS, MISTAKE, main
+from astrollava_jax.cli import verify
+from astrollava_jax.cli.main import COMMANDS, FAILED, MISTAKE, main
+from astrollava_jax.training.checkpoint import Checkpoints
+from astrollava_jax.training.optimizer import AdamState
+from astrollava_jax.training.state import Progress, TrainState
 
 SCREEN = 45
 """Lines of a terminal."""
@@ -288,3 +297,21 @@ def test_options_may_stand_anywhere(folder, capsys):
     ]
     assert main(["train", *words]) == 0
     assert "1 steps of 4 samples" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_told_with_the_last_good_checkpoint(tmp_path, monkeypatch, capsys):
+    checkpoints = Checkpoints(str(tmp_path), keep=2)
+    checkpoints.last_good = 5
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(ocp, "save_checkpointables_async", Mock(side_effect=full))
+    state = TrainState({}, AdamState(jnp.int32(0), {}, {}))
+    monkeypatch.setattr(verify, "main", lambda _: checkpoints.save(state, Progress(step=6), {}))
+    assert main(["verify"]) == FAILED
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/6: this checkpoint could not be saved" in said
+    assert f"No space left on device); the last good one is {tmp_path}/5" in said
+    monkeypatch.setattr(verify, "main", Mock(side_effect=full))
+    assert main(["verify"]) == FAILED
+    assert capsys.readouterr().err == (
+        "astrollava: no room left on the disk: make some, start again\n"
+    )

@@ -1,11 +1,13 @@
 """Who may ask a run to stop, in one process: signals, a file, the cloud."""
 
 import contextlib
+import http.client
 import http.server
 import os
 import signal
 import threading
 import time
+import urllib.request
 
 import pytest
 
@@ -68,6 +70,27 @@ def test_a_notice_file_asks_when_it_appears_or_changes(tmp_path):
         time.sleep(0.05)
         assert stop.requested() is None
         os.utime(notice, (1e9, 1e9))
+        assert reason_of(stop) == f"{notice} announces it"
+
+
+def test_a_notice_that_appears_while_the_run_gets_ready_asks(tmp_path):
+    notice = tmp_path / "notice"
+    made = Stop(PreemptionConfig(notice_file=str(notice), cloud=None, every_seconds=0.01))
+    notice.touch()
+    with made as stop:
+        assert reason_of(stop) == f"{notice} announces it"
+
+
+def test_a_server_that_answers_with_nonsense_ends_no_look(tmp_path, monkeypatch):
+    def nonsense(*_, **__):
+        raise http.client.BadStatusLine("nonsense")
+
+    monkeypatch.setattr(urllib.request, "urlopen", nonsense)
+    notice = tmp_path / "notice"
+    config = PreemptionConfig(notice_file=str(notice), cloud="google", every_seconds=0.01)
+    with Stop(config) as stop:
+        time.sleep(0.05)
+        notice.touch()
         assert reason_of(stop) == f"{notice} announces it"
 
 
