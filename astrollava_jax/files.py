@@ -73,11 +73,14 @@ def names(folder: Where, pattern: str = ".*") -> list[str]:
 
 
 def walk(folder: Where) -> list[str]:
-    """The names of all files below `folder`, seen from it, with `/` between their parts."""
+    """The names of all files below `folder`, seen from it, with `/` between their parts.
+
+    A linked folder is a name like a file's: what it leads to, which may be `folder`, is not listed.
+    """
     found = []
     for name in names(folder):
         path = join(folder, name)
-        inside = walk(path) if is_folder(path) else None
+        inside = walk(path) if is_folder(path) and not os.path.islink(path) else None
         found += [name] if inside is None else [f"{name}/{below}" for below in inside]
     return found
 

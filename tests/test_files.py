@@ -150,5 +150,7 @@ def test_all_files_of_a_folder_are_named_but_what_is_being_published(tmp_path):
         files.write_text(tmp_path / name, "")
     (tmp_path / "a" / ".c.01234567.part").write_bytes(b"")
     assert files.walk(tmp_path) == ["a/c", "a/d/x", "b"]
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    assert files.walk(tmp_path) == ["a/c", "a/d/x", "a/loop", "b"]
     files.remove_unfinished(tmp_path / "a")
     assert os.listdir(tmp_path / "a") != [] and not list(tmp_path.rglob(".*"))

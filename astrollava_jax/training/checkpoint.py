@@ -227,11 +227,18 @@ class Checkpoints:
             manifest.read(path)
             self.last_good = step
             if process == 0:
-                steps.prune(self.folder, self._keep, self._keep_seconds)
+                self._prune()
         except BaseException as error:
             self._pending.error = error
             if self.last_good != step:
                 self._put_away(step)
+
+    def _prune(self) -> None:
+        """What is too old may stay: the new step is good nevertheless."""
+        try:
+            steps.prune(self.folder, self._keep, self._keep_seconds)
+        except OSError as error:
+            self._tell(f"{self.folder}: old checkpoints could not be removed: {error}")
 
     def _put_away(self, step: int) -> None:
         """Leaves nothing of a save that failed, as far as the disk lets it.

@@ -156,6 +156,10 @@ def faults(
         manifest = read(step_folder)
     except ValueError as error:
         return str(error).split("\n  ")
+    except PermissionError:
+        raise  # nothing is known of the step
+    except OSError as error:
+        return [f"{error.filename or step_folder}: expected a manifest, found {error.strerror}"]
     strange = _misplaced(step_folder, manifest, run) if process == 0 else []
     sizes = {
         name: entry["bytes"]
@@ -190,7 +194,8 @@ def await_parts(path: str, processes: int) -> None:
 def kind(found: list[str]) -> str:
     """What happened to a step, in one word for a name."""
     words = {
-        "own checksum": "manifest", "manifest.<k>": "manifest", "no file": "missing",
+        "own checksum": "manifest", "expected a manifest": "manifest",
+        "manifest.<k>": "manifest", "no file": "missing",
         " bytes,": "size", "crc32c": "checksum", "fingerprint": "fingerprint",
         "found a copy of": "misplaced",
     }  # fmt: skip

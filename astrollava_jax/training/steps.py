@@ -121,6 +121,6 @@ def _times(folder: str, numbers: Sequence[int]) -> dict[int, int]:
     """When steps were saved; one whose manifest is damaged is of no use, and is left out."""
     times = {}
     for step in numbers:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OSError):
             times[step] = manifest.read(files.join(folder, str(step))).saved_at
     return times

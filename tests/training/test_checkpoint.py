@@ -58,6 +58,11 @@ def flip(path: Path, place: int = -3) -> None:
     path.write_bytes(content)
 
 
+def dangle(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
 def data_file(step_folder: Path, item: str = "trainable") -> Path:
     """The largest file of an item."""
     found = (path for path in (step_folder / item).rglob("*") if path.is_file())
@@ -128,6 +133,7 @@ def test_a_damaged_step_is_set_aside_and_the_one_before_it_is_used(tmp_path):
         (lambda step: os.truncate(data_file(step), 40), "size"),
         (lambda step: os.remove(data_file(step)), "missing"),
         (lambda step: flip(step / "manifest.0-of-1.json"), "manifest"),
+        (lambda step: dangle(step / "manifest.0-of-1.json"), "manifest"),
     ],
 )
 def test_the_name_says_why_a_step_is_set_aside(tmp_path, damage, why):
@@ -334,6 +340,19 @@ def test_a_manifest_that_cannot_be_written_leaves_no_step(tmp_path, monkeypatch)
     with pytest.raises(SaveFailed, match="No space left"):
         checkpoints.close()
     assert os.listdir(tmp_path) == ["3"]
+
+
+def test_old_steps_that_cannot_be_removed_do_not_end_a_run(tmp_path, monkeypatch):
+    told: list[str] = []
+    checkpoints = saved(tmp_path, 1, 3, 5, told=told)
+
+    def failing(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(files, "move", failing)
+    checkpoints.save(state(7), Progress(step=7), {})
+    checkpoints.close()
+    assert checkpoints.last_good == 7 and "could not be removed" in told[0]
 
 
 def test_a_save_returns_before_it_is_finished(tmp_path, monkeypatch):
