@@ -1,9 +1,11 @@
 """What happens after a step: the guard over unreadable records, the log, its torn lines."""
 
 import dataclasses
+import errno
 import json
 import math
 
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
@@ -11,10 +13,12 @@ from astrollava_jax import files
 from astrollava_jax.training.anomaly import BROKEN, GOOD, NOT_FINITE
 from astrollava_jax.training.checkpoint import Checkpoints, NotFinite
 from astrollava_jax.training.hooks import BadSteps, Evaluate, Guard, Save
-from astrollava_jax.training.loop import Delivery, Diverged, Event, told
+from astrollava_jax.training.loop import Delivery, Diverged, Event, told, train
 from astrollava_jax.training.metrics import JsonLines, TensorBoard, read_log
 from astrollava_jax.training.optimizer import AdamState
+from astrollava_jax.training.preemption import PreemptionConfig, Stop
 from astrollava_jax.training.state import Progress, TrainState
+from astrollava_jax.training.watchdog import Heart, WatchdogConfig
 
 
 def event(
@@ -136,3 +140,22 @@ def test_tensorboard_reads_what_is_written(tmp_path):
     events = list(EventFileLoader(str(tmp_path / "board" / name)).Load())
     values = [(e.step, v.tag) for e in events for v in e.summary.value]
     assert values == [(7, "loss")]
+
+
+@pytest.mark.parametrize(("reason", "saved"), [("SIGHUP", [1]), (None, [])])
+def test_what_a_run_that_is_asked_to_stop_learned_is_saved_though_the_log_fails(reason, saved):
+    steps = []
+
+    def log(event):
+        raise OSError(errno.EIO, "the log")
+
+    stop = Stop(PreemptionConfig(cloud=None))
+    stop.reason = reason
+    with pytest.raises(OSError, match="the log"):
+        train(
+            lambda state, *_: (state, {"bad": np.int32(GOOD)}),
+            event().state, {}, iter([event().delivery]), [log], Progress(), 10,
+            lambda event, error: event, Heart(WatchdogConfig()), stop,
+            lambda event: steps.append(event.progress.step),
+        )  # fmt: skip
+    assert steps == saved
