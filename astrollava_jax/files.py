@@ -1,10 +1,9 @@
-"""Opens, reads, lists and publishes paths: with `ranges`, all that touches the file system.
+"""Opens, reads, lists and publishes paths.
 
-Paths are strings. A second kind of storage (a bucket) is added here and nowhere else.
+With its parts, `ranges` and `locks`, it is all that touches the file system. Paths are strings. A second kind of storage (a bucket) is added here and nowhere else.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -13,6 +12,8 @@ import tempfile
 from collections.abc import Iterator
 from typing import IO, Any
 
+from astrollava_jax.locks import is_locked as is_locked
+from astrollava_jax.locks import locked as locked
 from astrollava_jax.ranges import RangeReader as RangeReader
 
 Where = str | os.PathLike[str]
@@ -41,6 +42,15 @@ def exists(path: Where) -> bool:
 def is_folder(path: Where) -> bool:
     """Whether `path` is a folder."""
     return os.path.isdir(path)
+
+
+def identity(path: Where) -> tuple[int, int] | None:
+    """What tells a file or folder from another in its place; None if nothing is there."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino
 
 
 def size_bytes(path: Where) -> int:
@@ -160,19 +170,6 @@ def read_json_object(path: Where) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a mapping, found {type(content).__name__}")
     return content
-
-
-@contextlib.contextmanager
-def locked(path: Where) -> Iterator[None]:
-    """Holds a lock, which ends with the process at the latest; BlockingIOError if another does."""
-    with open(path, "ab") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if isinstance(error, BlockingIOError):
-                raise
-            # A file system without locks: two writers are then the user's to avoid.
-        yield
 
 
 @contextlib.contextmanager

@@ -19,12 +19,14 @@ PACKAGE = Path(astrollava_jax.__file__).parent
 DATA_PREP = Path(data_prep.__file__).parent
 ROOT = PACKAGE.parent
 
-GROUND = {"config", "files", "ranges", "checksums", "batch", "params", "sharding", "report"}
+GROUND = {"config", "files", "ranges", "locks", "checksums", "batch", "params", "sharding"}
+GROUND |= {"report"}
 MIDDLE = {"training", "inference", "planning", "quickstart", "bench"}
 
 MAY_IMPORT = {
     "ranges": set(),
-    "files": {"ranges"},
+    "locks": set(),
+    "files": {"ranges", "locks"},
     "checksums": {"files"},
     "batch": set(),
     "params": set(),

@@ -202,6 +202,11 @@ def alone(folder: str) -> Iterator[None]:
         yield
 
 
+def is_alive(folder: str) -> bool:
+    """Whether a process trains in a run directory just now."""
+    return files.is_locked(files.join(folder, LOCK))
+
+
 def check_free(folder: str) -> None:
     """Refuses a run directory that holds something else than an unfinished beginning.
 

@@ -265,7 +265,9 @@ def _open_run(folder: str, step: int | None, now: InitConfig | None) -> Opened:
         raise ValueError(f"--base {init.model}: name the original directory, not a run")
     base = open_init(init, said=COMMAND)
     directory.check_base(folder, base.base)
-    taken, total = finished[-1] if step is None else step, facts["data"]["steps"]
+    # A run that goes on has saved newer ones meanwhile, and may have removed those.
+    newest = max(directory.finished_steps(folder), default=finished[-1])
+    taken, total = newest if step is None else step, facts["data"]["steps"]
     trained = Trained(
         files.join(folder, directory.CHECKPOINTS), taken, facts["trained"], facts.get("run")
     )

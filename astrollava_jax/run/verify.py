@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from astrollava_jax import checksums, files
 from astrollava_jax.data import integrity, tfrecord
 from astrollava_jax.run import directory
-from astrollava_jax.training import manifest
+from astrollava_jax.training import manifest, steps
 
 DEPTH = 4
 """So many folders below the one that is named are looked into."""
@@ -25,12 +25,13 @@ class Verified:
     """Every damaged file, with what was expected and found."""
     notes: list[str] = dataclasses.field(default_factory=list)
     """What cannot be verified."""
-    known: bool = True
-    """Whether there is anything to compare it with."""
+    unknown: str = ""
+    """In a word, why there is nothing to compare it with."""
 
     def __str__(self) -> str:
-        said = "DAMAGED" if self.faults else "ok" if self.known else "unknown"
-        lines = [f"{said:<8} {self.path}: {self.kind}, {self.files} files, {self.bytes:,} bytes"]
+        said = "DAMAGED" if self.faults else self.unknown or "ok"
+        size = f", {self.files} files, {self.bytes:,} bytes" if self.files else ""
+        lines = [f"{said:<8} {self.path}: {self.kind}{size}"]
         lines += [f"    {fault}" for fault in self.faults]
         lines += [f"    note: {note}" for note in self.notes]
         return "\n".join(lines)
@@ -47,7 +48,7 @@ def verify(path: str) -> Iterator[Verified]:
         raise FileNotFoundError(2, os.strerror(2), path)
     empty = True
     for found in _verified(path, DEPTH):
-        empty = empty and not found.known
+        empty = empty and bool(found.unknown)
         yield found
     if empty:
         raise ValueError(
@@ -57,7 +58,7 @@ def verify(path: str) -> Iterator[Verified]:
 
 
 def _verified(path: str, depth: int) -> Iterator[Verified]:
-    if not files.is_folder(path):
+    if not files.is_folder(path) or steps.is_left(files.name(path)):
         return
     for is_one, check in _KINDS:
         if is_one(path):
@@ -65,9 +66,10 @@ def _verified(path: str, depth: int) -> Iterator[Verified]:
             break
     else:
         names = files.names(path) if depth else []
-        if any(files.is_folder(files.join(path, name)) and _is_checkpoint(files.join(path, name))
-               for name in names):  # fmt: skip
-            names = sorted((n for n in names if n.isdigit()), key=int)  # not what was set aside
+        if any(_is_checkpoint(files.join(path, name)) for name in names):
+            for step in sorted(int(name) for name in names if name.isdigit()):  # not those aside
+                yield _checkpoint(files.join(path, str(step)))
+            return
         for name in names:
             yield from _verified(files.join(path, name), depth - 1)
         return
@@ -76,12 +78,40 @@ def _verified(path: str, depth: int) -> Iterator[Verified]:
 
 
 def _is_checkpoint(path: str) -> bool:
-    name = os.path.basename(files.absolute(path)).split(".")[0]
-    marks = (*manifest.parts(path), *files.names(path, "_CHECKPOINT_METADATA|trainable"))
-    return name.isdigit() and bool(marks)
+    if not files.name(path).split(".")[0].isdigit() or not files.is_folder(path):
+        return False
+    try:
+        return bool(manifest.parts(path) or files.names(path, "_CHECKPOINT_METADATA|trainable"))
+    except FileNotFoundError:
+        return False  # a run has just removed it
 
 
 def _checkpoint(path: str) -> Verified:
+    """A step as it stands, while a run may write, replace and remove it."""
+    before = files.identity(path)
+    try:
+        found = _writing(path) or _compared(path)
+    except FileNotFoundError as error:
+        found = Verified(path, "checkpoint", 0, 0, [f"{error.filename}: went while it was read"])
+    now = files.identity(path)
+    if now is None:
+        return _unknown(path, "checkpoint, removed or renamed before it was verified", "gone")
+    return found if now == before or not found.faults else _checkpoint(path)
+
+
+def _writing(path: str) -> Verified | None:
+    """What there is to say of a step that a run has not finished yet."""
+    run = directory.run_folder(path)
+    if run is None or not directory.is_alive(run[0]) or manifest.is_trusted(path):
+        return None
+    return _unknown(path, "checkpoint, being written by a run that goes on", "writing")
+
+
+def _unknown(path: str, kind: str, unknown: str) -> Verified:
+    return Verified(path, kind, 0, 0, [], unknown=unknown)
+
+
+def _compared(path: str) -> Verified:
     names = files.walk(path)
     faults = manifest.faults(path, run=_run_name(path))
     notes = []
@@ -102,12 +132,16 @@ def _run_name(path: str) -> str | None:
 def _is_run(path: str) -> bool:
     known = (directory.BASE, directory.CONFIG, checksums.CHECKSUMS)
     inside = files.names(path)
-    return directory.BASE in inside or (
-        sum(name in inside for name in known) > 1 and directory.SIDECARS in inside
+    return (
+        directory.BASE in inside
+        or (sum(name in inside for name in known) > 1 and directory.SIDECARS in inside)
+        or directory.is_alive(path)
     )
 
 
 def _run(path: str) -> Verified:
+    if directory.is_alive(path) and not files.exists(files.join(path, directory.BASE)):
+        return _unknown(path, "beginning of a run, being written", "writing")
     names = [name for name in files.walk(path) if directory.is_beginning(name)]
     faults = directory.beginning_faults(path)
     return Verified(path, "beginning of a run", len(names), _bytes(path, names), faults)
@@ -148,7 +182,8 @@ def _export(path: str) -> Verified:
     names = files.walk(path)
     if checksums.CHECKSUMS not in names:
         note = f"no {checksums.CHECKSUMS}: there is nothing to compare it with"
-        return Verified(path, "model", len(names), _bytes(path, names), [], [note], known=False)
+        size = len(names), _bytes(path, names)
+        return Verified(path, "model", *size, [], [note], unknown="unknown")
     try:
         stated = checksums.read_list(path)
     except ValueError as error:

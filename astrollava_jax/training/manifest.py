@@ -45,9 +45,10 @@ def parts(step_folder: str) -> list[str]:
 
 def is_trusted(step_folder: str) -> bool:
     """Whether every process has written its part: the step was whole when it was saved."""
-    if not files.is_folder(step_folder):
+    try:
+        names = parts(step_folder)
+    except (FileNotFoundError, NotADirectoryError):  # or removed just now
         return False
-    names = parts(step_folder)
     whole = {part_name(process, len(names)) for process in range(len(names))}
     return bool(names) and set(names) == whole
 

@@ -36,6 +36,11 @@ def untrusted(folder: str) -> list[int]:
     return [step for step in sorted(map(int, files.names(folder, _STEP))) if step not in good]
 
 
+def is_left(name: str) -> bool:
+    """Whether a name is that of a step which is being written or removed, or was when killed."""
+    return re.fullmatch(_LEFT, name) is not None
+
+
 def aside(folder: str) -> list[str]:
     """The names of what was set aside."""
     return files.names(folder, r"\d+\..+")

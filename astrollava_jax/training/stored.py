@@ -68,7 +68,8 @@ def read_back(path: str, prints: Mapping[str, Fingerprint], names: list[str]) ->
 class Trained(Mapping[str, np.ndarray]):
     """The trained weights of a good step by address; each is read when it is asked for.
 
-    The step's files are verified before the first is read, and each array when it is.
+    The step's files are verified before the first is read, and each array when it is. A run that
+    goes on may remove the step meanwhile: that is told as such.
 
     Args:
         folder: the folder of checkpoints.
@@ -86,7 +87,7 @@ class Trained(Mapping[str, np.ndarray]):
         if address not in self._addresses:
             raise KeyError(address)
         expected = self._expected[f"{TRAINABLE}/{address}"]
-        with readable(self.path):
+        with self._standing(), readable(self.path):
             array = np.asarray(open_array(self.path, TRAINABLE, address).read().result())
         twin = Twin(array.shape)
         twin.add(array, (0,) * array.ndim)
@@ -108,15 +109,34 @@ class Trained(Mapping[str, np.ndarray]):
         """The fingerprints, once the files that hold the weights were found whole."""
         below = (f"{TRAINABLE}/", "_CHECKPOINT_METADATA")
         found = manifest.faults(self.path, below=below, run=self._run)
-        if found:
-            others = [step for step in steps(self._folder) if step != self._step]
-            paths = [files.join(self._folder, str(step)) for step in others]
-            instead = ", ".join(p for p in paths if not manifest.faults(p, run=self._run))
+        with self._standing():
+            if found:
+                paths = self._others()
+                instead = ", ".join(p for p in paths if not manifest.faults(p, run=self._run))
+                raise ValueError(
+                    f"{self.path}: this checkpoint is damaged; whole ones, to be named in its "
+                    f"place: {instead or 'none'}\n  " + "\n  ".join(found)
+                )
+            return manifest.read(self.path).arrays
+
+    @contextlib.contextmanager
+    def _standing(self) -> Iterator[None]:
+        """Says that the step was removed, where that is what an error came of."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            if files.exists(self.path):
+                raise
             raise ValueError(
-                f"{self.path}: this checkpoint is damaged; whole ones, to be named in its place: "
-                f"{instead or 'none'}\n  " + "\n  ".join(found)
-            )
-        return manifest.read(self.path).arrays
+                f"{self.path}: this checkpoint was removed or renamed while it was read, as a run "
+                "that goes on does with old ones: start the command again, with one of these: "
+                + (", ".join(self._others()) or "none is left")
+            ) from error
+
+    def _others(self) -> list[str]:
+        """The other steps that were whole when they were saved."""
+        others = [step for step in steps(self._folder) if step != self._step]
+        return [files.join(self._folder, str(step)) for step in others]
 
 
 @contextlib.contextmanager
