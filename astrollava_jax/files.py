@@ -1,6 +1,7 @@
 """Opens, reads, lists and publishes paths.
 
-With its parts, `ranges` and `locks`, it is all that touches the file system. Paths are strings. A second kind of storage (a bucket) is added here and nowhere else.
+With its parts, `ranges` and `locks`, it is all that touches the file system. Paths are strings. A
+second kind of storage (a bucket) is added here and nowhere else.
 """
 
 import contextlib

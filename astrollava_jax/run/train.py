@@ -25,6 +25,7 @@ from astrollava_jax.run.records import (
 from astrollava_jax.run.recovery import Recovery
 from astrollava_jax.run.stage import Model, Stage, abstract_state
 from astrollava_jax.sharding import agree
+from astrollava_jax.training import storage
 from astrollava_jax.training.checkpoint import Checkpoints
 from astrollava_jax.training.flops import Work, peak_flops, sizes_of, useful_flops
 from astrollava_jax.training.hooks import BadSteps, Evaluate, Guard, Log, Save
@@ -51,6 +52,7 @@ def train(run: RunConfig, *, bases: opening.Bases = (), dry: bool = False) -> No
         Resumable: if it ended early, and goes on when it is started again.
     """
     logging.getLogger("absl").setLevel(logging.WARNING)  # orbax tells of every file it writes
+    storage.tell_once()
     run = with_absolute_paths(run)
     stop = Stop(run.preemption)
     with contextlib.ExitStack() as held:

@@ -26,7 +26,8 @@ class Verified:
     notes: list[str] = dataclasses.field(default_factory=list)
     """What cannot be verified."""
     unknown: str = ""
-    """In a word, why there is nothing to compare it with."""
+    """In a word, why it is not known to be whole: there is nothing to compare it with, a run is
+    writing it, or it has gone meanwhile."""
 
     def __str__(self) -> str:
         said = "DAMAGED" if self.faults else self.unknown or "ok"

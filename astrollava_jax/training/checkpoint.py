@@ -9,8 +9,6 @@ files before a step is trusted, and on the devices again after a restore.
 
 import contextlib
 import dataclasses
-import errno
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +19,7 @@ from orbax.checkpoint import v1 as ocp
 
 from astrollava_jax import files
 from astrollava_jax.sharding import agree, gather
-from astrollava_jax.training import fingerprint, manifest, steps, stored
+from astrollava_jax.training import fingerprint, manifest, steps, storage, stored
 from astrollava_jax.training.fingerprint import Fingerprint
 from astrollava_jax.training.items import as_items, as_state, by_name, zeros
 from astrollava_jax.training.state import Progress, TrainState
@@ -253,9 +251,7 @@ class Checkpoints:
             steps.remove_failed(self.folder, step)
 
     def _failed(self, step: int, error: BaseException) -> SaveFailed:
-        known = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)]
-        first = next(iter(str(error).splitlines()), "")[:500]
-        first = next((reason for reason in known if reason in str(error)), first)
+        first = storage.reason(error) or next(iter(str(error).splitlines()), "")[:500]
         good = "none" if self.last_good is None else self._path(self.last_good)
         return SaveFailed(
             f"{self._path(step)}: this checkpoint could not be saved ({type(error).__name__}: "

@@ -1,4 +1,4 @@
-"""`verify` beside a run that goes on: what is written, removed or replaced meanwhile is no damage."""
+"""`verify` beside a run that goes on: what it writes, removes or replaces is no damage."""
 
 import shutil
 import threading
