@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from astrollava_jax.models.lora import LORA_A, LORA_B
 from astrollava_jax.params import Params, select, split
 from astrollava_jax.run.config import RunConfig
 from astrollava_jax.run.opening import Opened, read_params
 from astrollava_jax.run.stage import Model, Stage, fresh_model
+from astrollava_jax.sharding import whole
 from astrollava_jax.training.optimizer import FROZEN
 
 
@@ -63,9 +65,49 @@ def initial(run: RunConfig, opened: Opened, stage: Stage, fresh: Sequence[str]) 
 
 
 def read(run: RunConfig, opened: Opened, stage: Stage, addresses: list[str]) -> Params:
-    """Parameters of a source on the devices, as the stage keeps them."""
+    """Parameters of a source on the devices, as the stage keeps them.
+
+    Raises:
+        ValueError: if numbers are not finite, beside which nothing is learned; names them.
+    """
     dtypes = dtypes_of(run, stage.model)
-    return read_params(opened, addresses, stage.shardings, dtypes, stage.model.stores)
+    params = read_params(opened, addresses, stage.shardings, dtypes, stage.model.stores)
+    faults = [
+        f"{address}{place}: {count} of its numbers, in "
+        + ", ".join(opened.source.files_of(address) if address in opened.source.shapes else [])
+        for address, counts in _not_finite(params).items()
+        for place, count in counts.items()
+    ]
+    if faults:
+        raise ValueError(
+            "these parameters hold numbers that are not finite, so that nothing could be learned; "
+            "get their files anew:\n  " + "\n  ".join(faults)
+        )
+    return params
+
+
+def _not_finite(params: Params) -> dict[str, dict[str, int]]:
+    """How many numbers are not finite: by the address, and the layer where it has some."""
+    found = {}
+    for address, counts in _counted(params).items():
+        counts = whole(counts)
+        places = [f", layer {n}" for n in range(len(counts))] if counts.ndim else [""]
+        bad = {place: int(n) for place, n in zip(places, counts.reshape(-1)) if n}
+        found |= {address: bad} if bad else {}
+    return found
+
+
+@jax.jit
+def _counted(params: Params) -> dict[str, jax.Array]:
+    def count(leaf: jax.Array, stacked: bool) -> Any:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jnp.int32(0)
+        return jnp.sum(~jnp.isfinite(leaf), axis=tuple(range(stacked, leaf.ndim)), dtype=jnp.int32)
+
+    return {
+        address: sum(count(leaf, "/layers/" in address) for leaf in jax.tree.leaves(array))
+        for address, array in params.items()
+    }
 
 
 def dtypes_of(run: RunConfig, model: Model) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import small_run
 import spoiled
 from orbax.checkpoint import v1 as ocp
+from safetensors.numpy import load_file, save_file
 from small_run import STEPS, arrays
 
 from astrollava_jax.cli.main import COMPLETE, MISTAKE, main
@@ -193,3 +195,23 @@ def test_spikes_are_looked_for_as_the_run_says(start):
         assert ("bad" in facts) == bool(np.any(above)), facts["step"]
         good += [] if "bad" in facts else [pair]
     assert held(out, 8)["updates"] == len(good)
+
+
+@pytest.mark.parametrize("kept", ["bfloat16", "nf4"])
+def test_a_base_with_numbers_that_are_none_is_refused_by_name_before_a_run_begins(
+    kept, sky, tmp_path, capsys
+):
+    shutil.copytree(sky / "base", tmp_path / "base")
+    path = tmp_path / "base" / "model.safetensors"
+    tensors = load_file(path)
+    for name in ("language_model.model.layers.1.mlp.up_proj.weight",
+                 "vision_tower.vision_model.embeddings.class_embedding"):  # fmt: skip
+        tensors[name].reshape(-1)[5] = np.inf
+    save_file(tensors, path, metadata={"format": "pt"})
+    file = small_run.run_file(sky, 1, small_run.fresh_projector(path.parent), tmp_path / "run")
+    assert main(["train", file, "--precision.frozen", kept]) == MISTAKE
+    told = capsys.readouterr().err
+    assert "these parameters hold numbers that are not finite" in told
+    assert f"llm/layers/mlp/up_proj/kernel, layer 1: 1 of its numbers, in {path}\n" in told
+    assert f"vision/class_embedding: 1 of its numbers, in {path}\n" in told
+    assert len(told.splitlines()) == 3 and not (tmp_path / "run" / "base.json").exists()
