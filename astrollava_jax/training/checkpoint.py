@@ -179,6 +179,8 @@ class Checkpoints:
         """Starts to write, and the thread that finishes it."""
         context = ocp.Context()
         context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
+        # Or every device cuts out its part of a replicated array: programs for which a step waits.
+        context.array.saving.use_replica_parallel = False
         # Or a disk that only reads is told after five minutes, by threads that outlive the program.
         context.async_options.create_directories_asynchronously = False
         metadata: Any = {"config": config}

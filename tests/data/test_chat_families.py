@@ -2,15 +2,14 @@
 
 import functools
 import itertools
-from typing import Any
 
 import family_tokenizers
 import llava_words
 import pytest
 import regex
-from dialogues import turns_of
+from dialogues import messages_of, processor_of, turns_of
 from family_tokenizers import FAMILIES
-from transformers import AutoTokenizer, CLIPImageProcessor, LlavaProcessor
+from transformers import AutoTokenizer
 
 from astrollava_jax.data import chat
 from astrollava_jax.data.chat_export import for_pictures
@@ -30,14 +29,7 @@ def _made(name, folder):
     for file, content in tokenizer.files().items():
         (written / file).write_bytes(content)
     template = for_pictures(FAMILIES[name].config["chat_template"])
-    processor = LlavaProcessor(
-        CLIPImageProcessor(),
-        AutoTokenizer.from_pretrained(written),
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=template,
-    )
+    processor = processor_of(written, template)
     return tokenizer, AutoTokenizer.from_pretrained(published), processor
 
 
@@ -46,11 +38,6 @@ def family(request, tmp_path_factory):
     """Its facts, our tokenizer, the published one in transformers, and a processor on ours."""
     folder = tmp_path_factory.getbasetemp() / request.param.replace(" ", "_")
     return FAMILIES[request.param], *_made(request.param, folder)
-
-
-def messages_of(texts) -> list[dict[str, Any]]:
-    roles = ("user", "assistant")
-    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
 def ids_of(theirs, texts, **options):

@@ -4,8 +4,8 @@ import json
 
 import llava_words
 import pytest
-from dialogues import turns_of
-from transformers import AutoTokenizer, CLIPImageProcessor, LlavaProcessor
+from dialogues import messages_of, processor_of, turns_of
+from transformers import AutoTokenizer
 
 from astrollava_jax.data import chat
 from astrollava_jax.data.chat_export import for_pictures, jinja_text
@@ -46,11 +46,6 @@ PARTS = """\
 TEXTS = ["What is this? ", "A ring.", "Sure?\n", "Yes, \U0001f30c."]
 SPECIALS = ("<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|eot_id|>")
 SPECIALS += ("<|start_header_id|>", "<|end_header_id|>")
-
-
-def messages_of(texts):
-    roles = ("user", "assistant")
-    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
 @pytest.fixture
@@ -158,14 +153,7 @@ def test_unfit_templates_are_refused_by_name(model, template, message):
 @pytest.mark.parametrize("name", [name for name in chat.TEMPLATES if name != "model"])
 def test_a_row_as_jinja_prompts_in_transformers_as_training_did(model, name, legacy):
     tokenizer, folder = model(None, legacy)
-    processor = LlavaProcessor(
-        CLIPImageProcessor(),
-        AutoTokenizer.from_pretrained(folder),
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=jinja_text(name),
-    )
+    processor = processor_of(folder, jinja_text(name))
     question = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
     messages = [{"role": "user", "content": question}, *messages_of(TEXTS)[1:3]]
     turns = turns_of(["<image>What is this?", *TEXTS[1:3]])

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from locked_out import locked_out, open_folder
 from small_checkpoints import KERNEL, data_file, flip, restored, saved, state
 
 from astrollava_jax.training import checkpoint
@@ -100,3 +101,13 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     (tmp_path / "notes").mkdir()  # not ours
     saved(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["3", "notes"]
+
+
+@pytest.mark.parametrize("place", ["", "trainable"])
+def test_a_step_that_may_not_be_entered_is_told_and_not_taken_for_a_damaged_one(place):
+    with open_folder() as folder:
+        checkpoints = saved(folder, 3, 7)
+        with locked_out(folder / "7" / place):
+            with pytest.raises(PermissionError, match=f"{folder}/7/{place}"):
+                checkpoints.restore_newest(state())
+        assert steps(str(folder)) == [3, 7] and aside(str(folder)) == []
