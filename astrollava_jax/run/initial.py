@@ -72,9 +72,10 @@ def read(run: RunConfig, opened: Opened, stage: Stage, addresses: list[str]) -> 
     """
     dtypes = dtypes_of(run, stage.model)
     params = read_params(opened, addresses, stage.shardings, dtypes, stage.model.stores)
+    known = opened.source.shapes
     faults = [
         f"{address}{place}: {count} of its numbers, in "
-        + ", ".join(opened.source.files_of(address) if address in opened.source.shapes else [])
+        + (", ".join(opened.source.files_of(address)) if address in known else "its adapters")
         for address, counts in _not_finite(params).items()
         for place, count in counts.items()
     ]
@@ -98,7 +99,7 @@ def _not_finite(params: Params) -> dict[str, dict[str, int]]:
 
 
 @jax.jit
-def _counted(params: Params) -> dict[str, jax.Array]:
+def _counted(params: Params) -> dict[str, Any]:
     def count(leaf: jax.Array, stacked: bool) -> Any:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return jnp.int32(0)

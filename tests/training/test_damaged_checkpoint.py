@@ -108,6 +108,6 @@ def test_a_step_that_may_not_be_entered_is_told_and_not_taken_for_a_damaged_one(
     with open_folder() as folder:
         checkpoints = saved(folder, 3, 7)
         with locked_out(folder / "7" / place):
-            with pytest.raises(PermissionError, match=f"{folder}/7/{place}"):
+            with pytest.raises(PermissionError, match=f"{folder}/7.*{place}"):
                 checkpoints.restore_newest(state())
         assert steps(str(folder)) == [3, 7] and aside(str(folder)) == []
