@@ -103,7 +103,7 @@ def _checkpoint(path: str) -> Verified:
 def _writing(path: str) -> Verified | None:
     """What there is to say of a step that a run has not finished yet."""
     run = directory.run_folder(path)
-    if run is None or not directory.is_alive(run[0]) or manifest.is_trusted(path):
+    if manifest.is_trusted(path) or run is None or not directory.is_alive(run[0]):
         return None
     return _unknown(path, "checkpoint, being written by a run that goes on", "writing")
 
@@ -141,7 +141,7 @@ def _is_run(path: str) -> bool:
 
 
 def _run(path: str) -> Verified:
-    if directory.is_alive(path) and not files.exists(files.join(path, directory.BASE)):
+    if not files.exists(files.join(path, directory.BASE)) and directory.is_alive(path):
         return _unknown(path, "beginning of a run, being written", "writing")
     names = [name for name in files.walk(path) if directory.is_beginning(name)]
     faults = directory.beginning_faults(path)
