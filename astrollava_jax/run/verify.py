@@ -68,8 +68,9 @@ def _verified(path: str, depth: int) -> Iterator[Verified]:
     else:
         names = files.names(path) if depth else []
         if any(_is_checkpoint(files.join(path, name)) for name in names):
-            for step in sorted(int(name) for name in names if name.isdigit()):  # not those aside
-                yield _checkpoint(files.join(path, str(step)))
+            numbers = sorted((n for n in names if n.isdigit()), key=int)  # not what was set aside
+            below = [files.join(path, name) for name in numbers]
+            yield from map(_checkpoint, [step for step in below if files.is_folder(step)])
             return
         for name in names:
             yield from _verified(files.join(path, name), depth - 1)

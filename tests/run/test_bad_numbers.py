@@ -213,5 +213,5 @@ def test_a_base_with_numbers_that_are_none_is_refused_by_name_before_a_run_begin
     told = capsys.readouterr().err
     assert "these parameters hold numbers that are not finite" in told
     assert f"llm/layers/mlp/up_proj/kernel, layer 1: 1 of its numbers, in {path}\n" in told
-    assert f"vision/class_embedding: 1 of its numbers, in {path}\n" in told
+    assert f"vision/class_token/embedding: 1 of its numbers, in {path}\n" in told
     assert len(told.splitlines()) == 3 and not (tmp_path / "run" / "base.json").exists()
