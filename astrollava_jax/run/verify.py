@@ -93,8 +93,8 @@ def _checkpoint(path: str) -> Verified:
     before = files.identity(path)
     try:
         found = _writing(path) or _compared(path)
-    except FileNotFoundError as error:
-        found = Verified(path, "checkpoint", 0, 0, [f"{error.filename}: went while it was read"])
+    except (FileNotFoundError, ValueError) as error:  # its files went while they were read
+        found = Verified(path, "checkpoint", 0, 0, [str(error)])
     now = files.identity(path)
     if now is None:
         return _unknown(path, "checkpoint, removed or renamed before it was verified", "gone")
@@ -144,7 +144,13 @@ def _is_run(path: str) -> bool:
 def _run(path: str) -> Verified:
     if not files.exists(files.join(path, directory.BASE)) and directory.is_alive(path):
         return _unknown(path, "beginning of a run, being written", "writing")
-    names = [name for name in files.walk(path) if directory.is_beginning(name)]
+    names = []
+    for name in filter(directory.is_beginning, files.names(path)):  # the rest may change meanwhile
+        place = files.join(path, name)
+        inside = (
+            [f"{name}/{below}" for below in files.walk(place)] if files.is_folder(place) else []
+        )
+        names += inside or [name]
     faults = directory.beginning_faults(path)
     return Verified(path, "beginning of a run", len(names), _bytes(path, names), faults)
 

@@ -12,7 +12,7 @@ from astrollava_jax import checksums, files
 from astrollava_jax.cli.main import COMPLETE, FAILED, MISTAKE, main
 from astrollava_jax.run import directory
 from astrollava_jax.run.verify import verify
-from astrollava_jax.training import steps, stored
+from astrollava_jax.training import manifest, steps, stored
 from astrollava_jax.training.checkpoint import Checkpoints
 from astrollava_jax.training.optimizer import AdamState
 from astrollava_jax.training.state import Progress, TrainState
@@ -157,6 +157,25 @@ def test_a_step_that_takes_the_place_of_another_is_verified_in_its_turn(run, mon
 
     meanwhile(monkeypatch, replace)
     assert said(run) == {"run": "ok", "3": "ok", "5": "ok", "7": "ok"}
+
+
+def test_a_step_that_a_run_removes_when_all_of_it_was_read_is_said(run, monkeypatch):
+    faults = manifest.faults
+
+    def removed(path, **options):
+        found = faults(path, **options)
+        steps.prune(str(run / "checkpoints"), 2, None)
+        return found
+
+    monkeypatch.setattr(manifest, "faults", removed)
+    assert said(run) == {"run": "ok", "3": "gone", "5": "ok", "7": "ok"}
+
+
+def test_only_the_beginning_of_a_run_is_listed_for_it(run, monkeypatch):
+    walk, listed = files.walk, []
+    monkeypatch.setattr(files, "walk", lambda folder: listed.append(str(folder)) or walk(folder))
+    assert next(verify(str(run))).files == 2
+    assert str(run) not in listed, "files of checkpoints come and go"
 
 
 @pytest.mark.parametrize("marks", [(), ("trainable",)])
