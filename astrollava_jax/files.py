@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from astrollava_jax.ranges import RangeReader as RangeReader
@@ -163,8 +163,11 @@ def read_json_object(path: Where) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def locked(path: Where) -> Iterator[None]:
-    """Holds a lock, which ends with the process at the latest; BlockingIOError if another does."""
+def locked(path: Where) -> Iterator[Callable[[], str | None]]:
+    """Holds a lock, which ends with the process at the latest; BlockingIOError if another does.
+
+    Gives what says why the lock is not at its path any more, or None as long as it is.
+    """
     with open(path, "ab") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -172,7 +175,19 @@ def locked(path: Where) -> Iterator[None]:
             if isinstance(error, BlockingIOError):
                 raise
             # A file system without locks: two writers are then the user's to avoid.
-        yield
+        yield lambda: _displaced(handle, path)
+
+
+def _displaced(handle: IO[bytes], path: Where) -> str | None:
+    """Why an open file is not the one at its path any more, or None."""
+    try:
+        if os.path.samestat(os.fstat(handle.fileno()), os.stat(path)):
+            return None
+    except FileNotFoundError:
+        return "was removed or moved away, or what it lies on is not mounted any more"
+    except OSError as error:  # what a mount that vanishes leaves: ESTALE, ENOTCONN, EIO
+        return f"cannot be reached any more ({error.strerror})"
+    return "was replaced by another one"
 
 
 @contextlib.contextmanager

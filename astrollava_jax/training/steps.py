@@ -41,6 +41,11 @@ def aside(folder: str) -> list[str]:
     return files.names(folder, r"\d+\..+")
 
 
+def is_left(name: str) -> bool:
+    """Whether a name among these is of what was cut short, which never was a step."""
+    return re.fullmatch(f"{_LEFT}|{_UNFINISHED}", name) is not None
+
+
 def set_aside(folder: str, step: int, why: str) -> str:
     """Moves a step out of the way under a name that says why; returns where it stands now."""
     reason = re.sub(r"[^a-z0-9]+", "-", why.lower()).strip("-")[:60] or "unknown"
@@ -74,11 +79,14 @@ def clean(folder: str, tell: Tell) -> None:
         )
 
 
-def remove_failed(folder: str, step: int) -> None:
-    """Removes all that a save which failed has left under a step's name.
+def put_away(folder: str, step: int) -> None:
+    """Leaves nothing of a save that failed, as far as the disk lets it.
 
-    Threads of Orbax may still write there, and make again what is gone: hence the patience.
+    Files that were written without an error, and are wrong, are set aside: evidence. Threads of
+    Orbax may still write there, and make again what is gone: hence the patience.
     """
+    if manifest.is_trusted(files.join(folder, str(step))):
+        set_aside(folder, step, "damaged-when-written")
     for _ in range(20):
         left = files.names(folder, rf"{step}(\.orbax-checkpoint-tmp.*)?")
         for name in left:
