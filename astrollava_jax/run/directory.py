@@ -22,7 +22,7 @@ from astrollava_jax.config import load, parse
 from astrollava_jax.data.image import Mode
 from astrollava_jax.run.arrays import Arrays, write_arrays
 from astrollava_jax.run.config import InitConfig, RunConfig
-from astrollava_jax.training.steps import aside, is_left, steps
+from astrollava_jax.training.steps import aside, steps, was_cut_short
 from astrollava_jax.weights.source import Source
 
 BASE, CONFIG, CHECKPOINTS = "base.json", "config.yaml", "checkpoints"
@@ -152,7 +152,7 @@ def is_aside(folder: str, step: int) -> bool:
     """Whether a step that was good once was set aside: damaged, diverged or untrusted."""
     checkpoints = files.join(folder, CHECKPOINTS)
     names = aside(checkpoints) if files.is_folder(checkpoints) else []
-    return any(name.startswith(f"{step}.") for name in names if not is_left(name))
+    return any(name.startswith(f"{step}.") for name in names if not was_cut_short(name))
 
 
 def read_inherited(folder: str) -> Mapping[str, np.ndarray]:

@@ -1,8 +1,9 @@
 """A run directory while a run goes on in it: whether it is still there, and what was good in it.
 
 .lock             held by the process that trains here; it ends with the process
-last_good.json    the step that was found whole last. It stands beside the checkpoints, so that their
-                  loss is noticed: `log.jsonl` is behind by a step at least, and may be removed
+last_good.json    the step that was found whole last. It stands beside the checkpoints, so that
+                  their loss is noticed: `log.jsonl` tells of a save one step later, of the last
+                  one never
 """
 
 import contextlib
@@ -67,8 +68,7 @@ def lost(folder: str, run: str | None, displaced: Callable[[], str | None]) -> s
 
 def note_good(folder: str, step: int) -> None:
     """Keeps it beside the checkpoints that this one was found whole."""
-    if last_good(folder) != step:
-        files.write_json(files.join(folder, directory.LAST_GOOD), {"step": step})
+    files.write_json(files.join(folder, directory.LAST_GOOD), {"step": step})
 
 
 def last_good(folder: str) -> int | None:

@@ -208,17 +208,12 @@ class Checkpoints:
         try:
             response.result()
             differing = stored.read_back(path, prints, manifest.share(sizes, process, processes))
-            differing += [str(lost)] if (lost := self.lost()) else []
+            if (lost := self.lost()) is not None:
+                raise lost
             manifest.write_part(
-                path,
-                process,
-                processes,
-                arrays=prints,
-                progress=progress,
-                saved_at=int(time.time()),
-                run=self._run,
-                faults=differing,
-            )
+                path, process, processes, arrays=prints, progress=progress,
+                saved_at=int(time.time()), run=self._run, faults=differing,
+            )  # fmt: skip
             manifest.await_parts(path, processes)
             manifest.read(path)
             self._trust(step)
@@ -227,9 +222,14 @@ class Checkpoints:
                     steps.prune(self.folder, self._keep, self._keep_seconds)
         except BaseException as error:
             self._pending.error = error
-            if process == 0 and self.last_good != step and self.lost() is None:
-                with contextlib.suppress(OSError):
-                    steps.put_away(self.folder, step)
+            if self.last_good != step:
+                self._put_away(step)
+
+    def _put_away(self, step: int) -> None:
+        """Leaves nothing of a save that failed, unless who knows whose folder it is by now."""
+        if jax.process_index() == 0 and self.lost() is None:
+            with contextlib.suppress(OSError):
+                steps.put_away(self.folder, step)
 
     def _trust(self, step: int) -> None:
         """From now on, this is the step to go on from."""

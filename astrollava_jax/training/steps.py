@@ -41,11 +41,6 @@ def aside(folder: str) -> list[str]:
     return files.names(folder, r"\d+\..+")
 
 
-def is_left(name: str) -> bool:
-    """Whether a name among these is of what was cut short, which never was a step."""
-    return re.fullmatch(f"{_LEFT}|{_UNFINISHED}", name) is not None
-
-
 def set_aside(folder: str, step: int, why: str) -> str:
     """Moves a step out of the way under a name that says why; returns where it stands now."""
     reason = re.sub(r"[^a-z0-9]+", "-", why.lower()).strip("-")[:60] or "unknown"
@@ -111,6 +106,11 @@ def prune(folder: str, keep: int, keep_seconds: float | None) -> None:
             files.remove(removing)
     for name in files.names(folder, _UNFINISHED):
         files.remove(files.join(folder, name))
+
+
+def was_cut_short(name: str) -> bool:
+    """Whether a name is of the rest of a save or a removal, and not of a step set aside."""
+    return re.fullmatch(f"{_LEFT}|{_UNFINISHED}", name) is not None
 
 
 def spaced(times: dict[int, int], seconds: float) -> list[int]:
