@@ -14,7 +14,7 @@ from astrollava_jax.training.anomaly import BROKEN, GOOD, NOT_FINITE
 from astrollava_jax.training.checkpoint import Checkpoints, NotFinite
 from astrollava_jax.training.hooks import BadSteps, Evaluate, Guard, Save
 from astrollava_jax.training.loop import Delivery, Diverged, Event, Hook, Surroundings, train
-from astrollava_jax.training.metrics import JsonLines, TensorBoard, read_log
+from astrollava_jax.training.metrics import JsonLines, TensorBoard, last_attempt, read_log
 from astrollava_jax.training.optimizer import AdamState
 from astrollava_jax.training.preemption import PreemptionConfig, Stop
 from astrollava_jax.training.state import Progress, TrainState
@@ -139,6 +139,15 @@ def test_readers_take_the_last_line_of_a_step_and_pass_over_a_torn_one(tmp_path)
         {"step": 2, "loss": 2.25, "held_out_loss": 2.75},
     ]
     assert json.loads(files.read_text(path).splitlines()[-1]) == {"step": 2, "held_out_loss": 2.75}
+
+
+def test_the_last_attempt_is_known_though_it_was_interrupted_before_the_last_step(tmp_path):
+    path = tmp_path / "log.jsonl"
+    assert last_attempt(str(path)) == 0
+    told = [(1, 1), (2, 1), (3, 1), (4, 1), (2, 2), (3, 2)]
+    lines = [json.dumps({"step": step, "attempt": attempt}) for step, attempt in told]
+    path.write_text("\n".join([*lines, '{"step": 5, "note": "by hand"}', '{"step": 4, "att']))
+    assert last_attempt(str(path)) == 2
 
 
 def test_tensorboard_reads_what_is_written(tmp_path):
