@@ -28,7 +28,9 @@ class Place:
     """A folder that can be lost, and what was said to be good in it."""
 
     def __init__(self, folder: Path):
-        self.folder, self.why, self.good = folder, None, []
+        self.folder = folder
+        self.why: str | None = None
+        self.good: list[int] = []
         self.checkpoints = Checkpoints(
             str(folder), keep=2, tell=print, lost=lambda: self.why, good=self.good.append
         )

@@ -85,13 +85,13 @@ def test_a_notice_that_appears_while_the_run_gets_ready_asks(tmp_path):
 def test_a_notice_that_is_there_asks_if_it_came_after_the_program_began(seconds, asks, tmp_path):
     notice, began = tmp_path / "notice", 1_700_000_000.0
     notice.touch()
-    os.utime(notice, (began + seconds,) * 2)
+    os.utime(notice, (began, began + seconds))
     config = PreemptionConfig(notice_file=str(notice), cloud=None, every_seconds=0.01)
     with Stop(config, since=began) as stop:
         if not asks:
             time.sleep(0.05)
             assert stop.requested() is None
-            os.utime(notice, (began - 9,) * 2)  # it is another one
+            os.utime(notice, (began, began - 9))  # it is another one
         assert reason_of(stop) == f"{notice} announces it"
 
 
