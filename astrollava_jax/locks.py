@@ -3,12 +3,15 @@
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def locked(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Holds a lock, which ends with the process at the latest; BlockingIOError if another does."""
+def locked(path: str | os.PathLike[str]) -> Iterator[Callable[[], str | None]]:
+    """Holds a lock, which ends with the process at the latest; BlockingIOError if another does.
+
+    Gives what says why the lock is not at its path any more, or None as long as it is.
+    """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
     try:
         try:
@@ -17,9 +20,21 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
             if isinstance(error, BlockingIOError):
                 raise
             # A file system without locks: two writers are then the user's to avoid.
-        yield
+        yield lambda: _displaced(descriptor, path)
     finally:
         os.close(descriptor)
+
+
+def _displaced(descriptor: int, path: str | os.PathLike[str]) -> str | None:
+    """Why an open file is not the one at its path any more, or None."""
+    try:
+        if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            return None
+    except FileNotFoundError:
+        return "was removed or moved away, or what it lies on is not mounted any more"
+    except OSError as error:  # what a mount that vanishes leaves: ESTALE, ENOTCONN, EIO
+        return f"cannot be reached any more ({error.strerror})"
+    return "was replaced by another one"
 
 
 def is_locked(path: str | os.PathLike[str]) -> bool:

@@ -4,10 +4,12 @@ import contextlib
 import errno
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,3 +156,39 @@ def test_all_files_of_a_folder_are_named_but_what_is_being_published(tmp_path):
     assert files.walk(tmp_path) == ["a/c", "a/d/x", "a/loop", "b"]
     files.remove_unfinished(tmp_path / "a")
     assert os.listdir(tmp_path / "a") != [] and not list(tmp_path.rglob(".*"))
+
+
+def put_another_in_its_place(folder: Path) -> None:
+    shutil.copytree(folder, f"{folder}.copy")
+    folder.rename(f"{folder}.old")
+    Path(f"{folder}.copy").rename(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (shutil.rmtree, "was removed or moved away"),
+        (lambda folder: folder.rename(f"{folder}.old"), "was removed or moved away"),
+        (put_another_in_its_place, "was replaced by another one"),
+    ],
+)
+def test_a_lock_says_when_it_is_not_at_its_path_any_more(change, why, tmp_path):
+    lock = tmp_path / "run" / ".lock"
+    lock.parent.mkdir()
+    with files.locked(lock) as displaced:
+        assert displaced() is None
+        change(lock.parent)
+        told = displaced()
+        assert told is not None and told.startswith(why)
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.ENOTCONN, errno.EIO])
+def test_a_lock_on_a_mount_that_vanished_says_so(number, tmp_path, monkeypatch):
+    def vanished(path):
+        raise OSError(number, os.strerror(number))
+
+    with files.locked(tmp_path / ".lock") as displaced:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "stat", vanished)
+            assert displaced() == f"cannot be reached any more ({os.strerror(number)})"
+        assert displaced() is None

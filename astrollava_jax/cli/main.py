@@ -74,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     # Only the first word belongs to this parser: `COMMAND --help` is the command's own.
     arguments = parser.parse_args(argv[:1])
     if typed and arguments.command in GOES_ON:
+        supervisor.note_began()
         streams.make_lasting()
     if typed and arguments.command in GOES_ON and supervisor.wanted(argv):
         return supervisor.supervise(argv)

@@ -21,6 +21,9 @@ from typing import Any
 HEARTBEAT, UNWATCHED = "ASTROLLAVA_HEARTBEAT", "ASTROLLAVA_UNWATCHED"
 """`FD:PID`, for the child; set the second one to have no parent, as for a debugger."""
 
+BEGAN = "ASTROLLAVA_BEGAN"
+"""When the command that was typed began, in seconds since 1970; a child has it from its parent."""
+
 PAGE_BYTES = 1024
 
 RESUMABLE, FAILED = 75, 1
@@ -64,6 +67,16 @@ def wanted(argv: Sequence[str]) -> bool:
     """Whether a command gets a parent: not what only prints, nor what has one or wants none."""
     silent = {"-h", "--help", "--dry-run"} & set(argv)
     return not silent and not {HEARTBEAT, UNWATCHED} & set(os.environ)
+
+
+def note_began() -> None:
+    """Keeps when this process began: what announces the end of the machine since then is news."""
+    began = time.time()
+    with contextlib.suppress(OSError, AttributeError):  # where the system does not tell
+        with os.fdopen(os.open("/proc/self/stat", os.O_RDONLY)) as handle:
+            ticks = int(handle.read().rpartition(")")[2].split()[19])  # since the machine began
+        began -= time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    os.environ.setdefault(BEGAN, repr(began))
 
 
 def supervise(argv: Sequence[str]) -> int:

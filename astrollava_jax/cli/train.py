@@ -1,8 +1,11 @@
 """`astrollava train RUN.yaml`."""
 
 import argparse
+import os
+import time
 from collections.abc import Sequence
 
+from astrollava_jax.cli import supervisor
 from astrollava_jax.cli.options import add_base
 
 HELP = """\
@@ -25,6 +28,7 @@ passes signals on and ends a run that hangs.
 
 def main(argv: list[str]) -> None:
     """Reads the file and its overrides, and trains."""
+    began = float(os.environ.pop(supervisor.BEGAN, time.time()))
     parser = argparse.ArgumentParser(
         prog="astrollava train",
         description=HELP,
@@ -49,7 +53,7 @@ def main(argv: list[str]) -> None:
     for key, value in overrides.items():
         set_key(tree, key, value)
     run = parse(RunConfig, tree, arguments.run)
-    train(run, bases=arguments.bases, dry=arguments.dry_run)
+    train(run, bases=arguments.bases, dry=arguments.dry_run, since=began)
 
 
 def split_overrides(words: Sequence[str], own: Sequence[str]) -> tuple[dict[str, str], list[str]]:

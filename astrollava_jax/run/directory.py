@@ -6,13 +6,13 @@ inherited/       frozen parameters that no original directory gives: made fresh,
 files/           config, tokenizer, processor and chat template of the base, byte for byte
 checksums.json   size and CRC32C of all of these
 checkpoints/     what trained
+
+What stands there only while a run goes on, or because it did, is in `held`.
 """
 
-import contextlib
 import dataclasses
 import secrets
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,14 +22,13 @@ from astrollava_jax.config import load, parse
 from astrollava_jax.data.image import Mode
 from astrollava_jax.run.arrays import Arrays, write_arrays
 from astrollava_jax.run.config import InitConfig, RunConfig
-from astrollava_jax.training.steps import steps
+from astrollava_jax.training.steps import aside, steps, was_cut_short
 from astrollava_jax.weights.source import Source
 
 BASE, CONFIG, CHECKPOINTS = "base.json", "config.yaml", "checkpoints"
-INHERITED, SIDECARS, LOCK = "inherited", "files", ".lock"
+INHERITED, SIDECARS = "inherited", "files"
+LOCK, LAST_GOOD = ".lock", "last_good.json"
 FORMAT = 1
-PATIENCE_SECONDS = 10.0
-"""For a process that trained here and has not quite ended."""
 
 
 def run_folder(path: str | None) -> tuple[str, int | None] | None:
@@ -51,11 +50,13 @@ def begin(
 ) -> None:  # fmt: skip
     """Writes everything of a run directory that stands before its first step.
 
-    `base.json` is written last: a directory that has it is whole.
+    `base.json` is written last: a directory that has it is whole. What a run that came to no good
+    checkpoint has left is replaced.
     """
+    for name in (LAST_GOOD, SIDECARS):
+        files.remove(files.join(folder, name))
     if inherited:
         write_arrays(files.join(folder, INHERITED), inherited)
-    files.remove(files.join(folder, SIDECARS))  # a start that was cut short can have left some
     for name, content in base.sidecars.items():
         files.write_bytes(files.join(folder, SIDECARS, name), content)
     files.write_text(files.join(folder, CONFIG), run_yaml)
@@ -147,6 +148,13 @@ def finished_steps(folder: str) -> list[int]:
     return steps(files.join(folder, CHECKPOINTS))
 
 
+def is_aside(folder: str, step: int) -> bool:
+    """Whether a step that was good once was set aside: damaged, diverged or untrusted."""
+    checkpoints = files.join(folder, CHECKPOINTS)
+    names = aside(checkpoints) if files.is_folder(checkpoints) else []
+    return any(name.startswith(f"{step}.") for name in names if not was_cut_short(name))
+
+
 def read_inherited(folder: str) -> Mapping[str, np.ndarray]:
     """The frozen parameters that no original directory gives."""
     return Arrays(files.join(folder, INHERITED)) if read_facts(folder)["inherited"] else {}
@@ -174,32 +182,6 @@ def original_init(folder: str) -> InitConfig:
         llm=standing(init.llm),
         base=standing(init.base),
     )
-
-
-@contextlib.contextmanager
-def alone(folder: str) -> Iterator[None]:
-    """Keeps a run directory to this process while the block runs.
-
-    A run that was killed just now may still hold it for a moment, which is waited for.
-
-    Raises:
-        ValueError: if another process trains in it.
-    """
-    lock = files.join(files.make_folder(folder), LOCK)
-    end = time.monotonic() + PATIENCE_SECONDS
-    with contextlib.ExitStack() as held:
-        while True:
-            try:
-                held.enter_context(files.locked(lock))
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise ValueError(
-                        f"{folder}: another process trains in it: wait for its end, or choose "
-                        "another `out`"
-                    ) from None
-                time.sleep(0.1)
-        yield
 
 
 def is_alive(folder: str) -> bool:

@@ -147,14 +147,12 @@ def open_any(
     return _open_run(folder, named if step is None else step, moved(folder, bases, vision))
 
 
-def reopen(run: RunConfig, bases: Bases) -> Opened | None:
-    """What a run goes on from: its newest checkpoint over its base; None before the first one.
+def reopen(run: RunConfig, bases: Bases) -> Opened:
+    """What a run goes on from: its newest checkpoint over its base.
 
     The run that it began from is not needed any more. The base is looked for where `bases` or a
     changed `run.init` say that it stands now, else where it stood.
     """
-    if not directory.finished_steps(run.out):
-        return None
     now = moved(run.out, bases, None)
     if now is None and run.init != directory.resolved(run.out).init:
         now = None if directory.run_folder(run.init.model) else run.init

@@ -1,17 +1,17 @@
 """Before a run's first step: all is opened, compared and planned; then its directory begins."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
 
 from astrollava_jax import files
-from astrollava_jax.config import ConfigError, dump, plain
+from astrollava_jax.config import ConfigError, dump
 from astrollava_jax.data.tokenizer import Tokenizer
 from astrollava_jax.models.llava import LlavaConfig
 from astrollava_jax.params import Params
-from astrollava_jax.run import directory, opening, processes
+from astrollava_jax.run import directory, held, opening, processes
 from astrollava_jax.run.config import RunConfig, changed
 from astrollava_jax.run.initial import fresh_addresses, with_own_adapters
 from astrollava_jax.run.records import Data, held_out_data, training_data
@@ -32,12 +32,12 @@ class Ready:
 
 
 def get_ready(console: Console, run: RunConfig, bases: opening.Bases, *, keep: bool) -> Ready:
-    """Opens and plans everything; `keep` writes the lengths of the records, and nothing else."""
-    processes.alike({"config": plain(run), **processes.machine()})
-    same = processes.first(lambda: _check_same_run(run))
-    reopened = opening.reopen(run, bases) if same else None
-    going_on = reopened is not None
-    opened = reopened or opening.open_init(run.init, bases)
+    """Opens and plans everything; `keep` writes the lengths of the records, and nothing else.
+
+    Who trains holds the run directory already: what is found there stays so.
+    """
+    going_on = processes.first(lambda: goes_on(run, console.print))
+    opened = opening.reopen(run, bases) if going_on else opening.open_init(run.init, bases)
     for note in () if going_on else opened.source.notes:
         console.print(f"note: {note}")
     config = opened.source.config
@@ -65,19 +65,29 @@ def get_ready(console: Console, run: RunConfig, bases: opening.Bases, *, keep: b
     return Ready(opened, going_on, fresh, stage, data, held_out)
 
 
-def _check_same_run(run: RunConfig) -> bool:
-    """Whether the run directory holds the beginning of this run."""
+def goes_on(run: RunConfig, tell: Callable[[str], None] = lambda _: None) -> bool:
+    """Whether the run directory holds a good checkpoint of this run; `tell` hears why not.
+
+    Raises:
+        ConfigError: if it holds another run.
+        ValueError: if it holds something else, or its beginning or its checkpoints are lost.
+    """
     if not files.exists(files.join(run.out, directory.BASE)):
         directory.check_free(run.out)
         return False
-    directory.check_beginning(run.out, only=(directory.CONFIG, directory.BASE))
+    finished = directory.finished_steps(run.out)
+    if finished:  # else it can have been cut short while it began a second time
+        directory.check_beginning(run.out, only=(directory.CONFIG, directory.BASE))
     differing = changed(directory.resolved(run.out), run)
     if differing:
         raise ConfigError(
             f"{run.out} holds another run; choose another `out`, or undo these changes:\n  "
             + "\n  ".join(differing)
         )
-    return True
+    if not finished:
+        held.check_not_emptied(run.out)
+        tell(f"{run.out}: this run has no good checkpoint, and begins again")
+    return bool(finished)
 
 
 def _tokenizer(opened: opening.Opened, config: LlavaConfig) -> Tokenizer:

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,21 +19,15 @@ from orbax.checkpoint import v1 as ocp
 
 from astrollava_jax import files
 from astrollava_jax.sharding import agree, gather
-from astrollava_jax.training import fingerprint, manifest, steps, storage, stored
+from astrollava_jax.training import fingerprint, manifest, save_errors, steps, stored
 from astrollava_jax.training.fingerprint import Fingerprint
 from astrollava_jax.training.items import as_items, as_state, by_name, zeros
+from astrollava_jax.training.save_errors import NotFinite as NotFinite
+from astrollava_jax.training.save_errors import SaveFailed as SaveFailed
 from astrollava_jax.training.state import Progress, TrainState
 
 CHUNK_BYTES = 1 << 27
 """Of an array: so much of it is in memory at once, beside the array, when it is read back."""
-
-
-class NotFinite(ValueError):
-    """The state holds numbers that are none; nothing was written."""
-
-
-class SaveFailed(ValueError):
-    """A checkpoint could not be written; the ones before it stand."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +60,8 @@ class Checkpoints:
         keep_seconds: one more stays for good for every so many seconds.
         tell: is given what a person should know, as one text.
         run: what tells this run from others; a step of another one is not used.
+        lost: says, in process 0, why nothing can be saved there any more, or None.
+        good: is told, in process 0, of each step that was found whole.
     """
 
     def __init__(
@@ -75,10 +71,12 @@ class Checkpoints:
         keep_seconds: float | None = None,
         tell: Callable[[str], None] = print,
         run: str | None = None,
+        lost: Callable[[], str | None] = lambda: None,
+        good: Callable[[int], None] = lambda step: None,
     ):
         assert keep >= 2, "a single good checkpoint is lost with one flipped bit"
         self.folder, self._keep, self._keep_seconds = files.absolute(folder), keep, keep_seconds
-        self._tell, self._run = tell, run
+        self._tell, self._run, self._lost, self._good = tell, run, lost, good
         self._pending: _Pending | None = None
         self.last_good: int | None = None
         """The newest step found whole."""
@@ -98,17 +96,14 @@ class Checkpoints:
 
         Raises:
             NotFinite: if a number is not finite; nothing is written.
-            SaveFailed: if it cannot begin, or the one before it failed.
+            SaveFailed: if it cannot begin, the one before it failed, or the folder is lost.
         """
         items = as_items(state)
         prints, bad = fingerprint.on_devices(by_name(items))
         if bad:
-            told = "\n  ".join(f"{address}: {count}" for address, count in sorted(bad.items()))
-            raise NotFinite(
-                f"step {progress.step} holds numbers that are not finite, and is not saved; the "
-                f"last good checkpoint is {self.last_good}\n  {told}"
-            )
+            raise save_errors.not_finite(progress.step, bad, self.last_good)
         self.wait()
+        self._check_there()
         if progress.step == self.last_good:
             return
         if any(gather(files.exists(self._path(progress.step)))):
@@ -141,7 +136,9 @@ class Checkpoints:
 
         Raises:
             ValueError: if a step is as it was written and cannot be read nevertheless.
+            SaveFailed: if the folder is lost.
         """
+        self._check_there()
         for step in reversed(steps.steps(self.folder)):
             if before is not None and step >= before:
                 continue
@@ -150,7 +147,7 @@ class Checkpoints:
             if not found:
                 restored, found = self._load(step, like)
             if restored is not None:
-                self.last_good = step
+                self._trust(step)
                 return restored
             target = self.set_aside(step, f"damaged-{manifest.kind(found)}")
             self._tell(
@@ -213,52 +210,57 @@ class Checkpoints:
         try:
             response.result()
             differing = stored.read_back(path, prints, manifest.share(sizes, process, processes))
+            if (lost := self.lost()) is not None:
+                raise lost
             manifest.write_part(
-                path,
-                process,
-                processes,
-                arrays=prints,
-                progress=progress,
-                saved_at=int(time.time()),
-                run=self._run,
-                faults=differing,
-            )
+                path, process, processes, arrays=prints, progress=progress,
+                saved_at=int(time.time()), run=self._run, faults=differing,
+            )  # fmt: skip
             manifest.await_parts(path, processes)
             manifest.read(path)
-            self.last_good = step
+            self._trust(step)
             if process == 0:
-                self._prune()
+                with self._telling("old checkpoints could not be removed"):
+                    steps.prune(self.folder, self._keep, self._keep_seconds)
         except BaseException as error:
             self._pending.error = error
             if self.last_good != step:
                 self._put_away(step)
 
-    def _prune(self) -> None:
-        """What is too old may stay: the new step is good nevertheless."""
-        try:
-            steps.prune(self.folder, self._keep, self._keep_seconds)
-        except OSError as error:
-            self._tell(f"{self.folder}: old checkpoints could not be removed: {error}")
-
     def _put_away(self, step: int) -> None:
-        """Leaves nothing of a save that failed, as far as the disk lets it.
+        """Leaves nothing of a save that failed, unless who knows whose folder it is by now."""
+        if jax.process_index() == 0 and self.lost() is None:
+            with contextlib.suppress(OSError):
+                steps.put_away(self.folder, step)
 
-        Files that were written without an error, and are wrong, are set aside: evidence.
-        """
-        if jax.process_index() != 0:
-            return
-        with contextlib.suppress(OSError):
-            if manifest.is_trusted(self._path(step)):
-                steps.set_aside(self.folder, step, "damaged-when-written")
-            steps.remove_failed(self.folder, step)
+    def _trust(self, step: int) -> None:
+        """From now on, this is the step to go on from."""
+        self.last_good = step
+        if jax.process_index() == 0:
+            with self._telling(f"it could not be noted that step {step} is good"):
+                self._good(step)
+
+    @contextlib.contextmanager
+    def _telling(self, what: str) -> Iterator[None]:
+        """A fault of the disk inside is told, and ends nothing: the step is good nevertheless."""
+        try:
+            yield
+        except OSError as error:
+            self._tell(f"{self.folder}: {what}: {error}")
+
+    def lost(self) -> SaveFailed | None:
+        """What to say where the folder is lost while the run goes on; only process 0 knows."""
+        why = self._lost()
+        return None if why is None else save_errors.nowhere(why, self.last_good)
+
+    def _check_there(self) -> None:
+        """Raises SaveFailed, in all processes, if the folder is lost."""
+        if told := agree(str(self.lost() or "")):
+            raise SaveFailed(told)
 
     def _failed(self, step: int, error: BaseException) -> SaveFailed:
-        first = storage.reason(error) or next(iter(str(error).splitlines()), "")[:500]
-        good = "none" if self.last_good is None else self._path(self.last_good)
-        return SaveFailed(
-            f"{self._path(step)}: this checkpoint could not be saved ({type(error).__name__}: "
-            f"{first}); the last good one is {good}: mend the storage, then start again"
-        )
+        good = None if self.last_good is None else self._path(self.last_good)
+        return self.lost() or save_errors.not_written(self._path(step), error, good)
 
     def _faults(self, step: int) -> list[str]:
         """What of a step's files is not as it was written; each process reads its share."""

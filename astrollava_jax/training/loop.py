@@ -67,18 +67,58 @@ Recover = Callable[[Event, Diverged], Event]
 """Gives the event a state from which the run can go on, or raises what it was told."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Surroundings:
+    """What surrounds the steps of a run: what follows each, who watches it, who may end it."""
+
+    hooks: Sequence[Hook]
+    """Called after each step, in this order."""
+    recover: Recover
+    save: Hook
+    """Saves now, unless it is done, and returns when it stands on the disk."""
+    heart: Heart
+    stop: Stop
+
+    def told(self, event: Event) -> Event:
+        """Calls all hooks; the event as the last one saw it.
+
+        Where a hook says that the state leads nowhere, it and those after it are told of the state
+        that was recovered.
+        """
+        return self._told(event, self.hooks)
+
+    def saved(self, event: Event) -> Event:
+        """Saves now; the event with what was saved."""
+        return self._told(event, [self.save])
+
+    def saved_alone(self, event: Event | None) -> None:
+        """Saves before an error ends the run, if there is something to save.
+
+        With several processes the others do not know of it, and a save takes all of them.
+        """
+        if event is not None and jax.process_count() == 1:
+            self.saved(event)
+
+    def _told(self, event: Event, hooks: Sequence[Hook]) -> Event:
+        waiting = list(hooks)
+        while waiting:
+            try:
+                waiting[0](event)
+            except Diverged as error:
+                event = self.recover(event, error)
+            else:
+                waiting.pop(0)
+        return event
+
+
 def train(
     step: Callable[[TrainState, Params, Any], tuple[TrainState, dict[str, Any]]],
     state: TrainState,
     frozen: Params,
     deliveries: Iterator[Delivery],
-    hooks: Sequence[Hook],
     progress: Progress,
     total_steps: int,
-    recover: Recover,
-    heart: Heart,
-    stop: Stop,
-    save: Hook,
+    around: Surroundings,
 ) -> tuple[TrainState, Progress]:
     """Runs the remaining steps; after each, calls every hook in the order of the list.
 
@@ -89,13 +129,14 @@ def train(
     Raises:
         Preempted: if the run is asked to stop; the step is finished, and `save` has saved it.
     """
+    heart, stop = around.heart, around.stop
     ended, event = time.perf_counter(), None
     while progress.position < total_steps:
         heart.beat("input", f"of step {progress.step + 1}")
         try:
             delivery = next(deliveries)
         except Exception:
-            save_alone(event, save, recover)
+            around.saved_alone(event)
             raise
         arrived = time.perf_counter()
         heart.beat("step", f"{progress.step + 1}")
@@ -113,13 +154,13 @@ def train(
         )
         stop.requested()
         try:
-            event = told(event, hooks, recover)
+            event = around.told(event)
         except OSError:  # the log's disk, perhaps; the state is whole
             if stop.reason is not None:
-                save_alone(event, save, recover)
+                around.saved_alone(event)
             raise
         if stop.reason is not None and not event.last:
-            event = told(event, [save], recover)
+            event = around.saved(event)
             raise Preempted(
                 f"{stop.reason}: stopped after step {event.progress.step} of {total_steps}, which "
                 "is saved; the same command goes on"
@@ -127,29 +168,3 @@ def train(
         state, progress = event.state, event.progress
         ended = time.perf_counter()
     return state, progress
-
-
-def save_alone(event: Event | None, save: Hook, recover: Recover) -> None:
-    """Saves before an error ends the run, if there is something to save.
-
-    With several processes the others do not know of it, and a save takes all of them.
-    """
-    if event is not None and jax.process_count() == 1:
-        told(event, [save], recover)
-
-
-def told(event: Event, hooks: Sequence[Hook], recover: Recover) -> Event:
-    """The event as the last hook saw it.
-
-    Where a hook says that the state leads nowhere, it and those after it are told of the state that
-    was recovered.
-    """
-    waiting = list(hooks)
-    while waiting:
-        try:
-            waiting[0](event)
-        except Diverged as error:
-            event = recover(event, error)
-        else:
-            waiting.pop(0)
-    return event

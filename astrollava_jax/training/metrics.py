@@ -78,6 +78,15 @@ def read_log(path: str) -> list[dict[str, Any]]:
     return [found[step] for step in sorted(found)]
 
 
+def last_attempt(path: str) -> int:
+    """The number of the newest attempt in a `log.jsonl`; 0 if there is none.
+
+    It need not stand at the last step: an attempt that goes on from an earlier one can be
+    interrupted before it comes as far as the one before it.
+    """
+    return max((facts.get("attempt", 0) for facts in read_log(path)), default=0)
+
+
 def _in_words(value: Any) -> Any:
     """A tree of facts without floats that JSON does not know."""
     if isinstance(value, Mapping):

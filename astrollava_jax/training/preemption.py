@@ -49,7 +49,8 @@ class PreemptionConfig:
     """Who may ask a run to end, besides a signal."""
 
     notice_file: str | None = None
-    """A file whose appearance, or change, asks for it."""
+    """A file whose appearance, or change, asks for it, from the moment on when the command is
+    typed. An older one is of the machine's last end: it would stop every start of the run."""
     cloud: Literal["auto", "google"] | None = "auto"
     """Whose metadata server is asked; auto = Google's, on its machines. null = none."""
     every_seconds: Annotated[float, Field(gt=0)] = 1.0
@@ -59,17 +60,18 @@ class PreemptionConfig:
 class Stop:
     """Whether the run is asked to end; inside its `with` block, signals ask.
 
-    A notice file asks if it has appeared or changed since the `Stop` was made.
+    Make it before anything that takes long: a notice file asks if it appears or changes from then
+    on. One that is there already asks only if it was written at `since` or later, in seconds since
+    1970: the moment when the program began, where that was for this run alone.
 
     With several processes all of them stop after the same step: SIGTERM then belongs to JAX, which
     tells the others, and every other way of asking becomes a SIGTERM.
     """
 
-    def __init__(self, config: PreemptionConfig):
+    def __init__(self, config: PreemptionConfig, since: float | None = None):
         self._config = config
         self._several = False
-        # It can appear while the run gets ready, which takes minutes.
-        self._notice = None if config.notice_file is None else _notice(config.notice_file)
+        self._notice = None if config.notice_file is None else _notice(config.notice_file, since)
         self._before: dict[int, Any] = {}
         self._asked_at: float | None = None
         self._left = threading.Event()
@@ -137,8 +139,8 @@ def _cloud(config: PreemptionConfig) -> Callable[[], str | None] | None:
     return _google if google else None
 
 
-def _notice(path: str) -> Callable[[], str | None]:
-    """One that was there before is of the machine's last end, unless it is written again."""
+def _notice(path: str, since: float | None) -> Callable[[], str | None]:
+    """What says that a notice file has come, or None; one from before `since` is none."""
 
     def changed_at() -> int | None:
         try:
@@ -146,10 +148,12 @@ def _notice(path: str) -> Callable[[], str | None]:
         except OSError:
             return None
 
-    before = changed_at()
+    old = changed_at()
+    if old is not None and since is not None and old >= since * 1e9:
+        old = None
 
     def look() -> str | None:
-        return f"{path} announces it" if changed_at() not in (None, before) else None
+        return f"{path} announces it" if changed_at() not in (None, old) else None
 
     return look
 

@@ -79,11 +79,14 @@ def clean(folder: str, tell: Tell) -> None:
         )
 
 
-def remove_failed(folder: str, step: int) -> None:
-    """Removes all that a save which failed has left under a step's name.
+def put_away(folder: str, step: int) -> None:
+    """Leaves nothing of a save that failed, as far as the disk lets it.
 
-    Threads of Orbax may still write there, and make again what is gone: hence the patience.
+    Files that were written without an error, and are wrong, are set aside: evidence. Threads of
+    Orbax may still write there, and make again what is gone: hence the patience.
     """
+    if manifest.is_trusted(files.join(folder, str(step))):
+        set_aside(folder, step, "damaged-when-written")
     for _ in range(20):
         left = files.names(folder, rf"{step}(\.orbax-checkpoint-tmp.*)?")
         for name in left:
@@ -108,6 +111,11 @@ def prune(folder: str, keep: int, keep_seconds: float | None) -> None:
             files.remove(removing)
     for name in files.names(folder, _UNFINISHED):
         files.remove(files.join(folder, name))
+
+
+def was_cut_short(name: str) -> bool:
+    """Whether a name is of the rest of a save or a removal, and not of a step set aside."""
+    return is_left(name) or re.fullmatch(_UNFINISHED, name) is not None
 
 
 def spaced(times: dict[int, int], seconds: float) -> list[int]:

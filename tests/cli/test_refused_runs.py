@@ -55,7 +55,7 @@ def test_a_missing_file_of_a_run(folder, refused):
     assert f"{folder}/none.yaml: expected a YAML file" in refused("train", folder / "none.yaml")
     assert f"{folder}/grey: is a directory" in refused("train", folder / "grey")
     said = refused("train", folder / "run.yaml", "--out", folder / "run.yaml")
-    assert f"{folder}/run.yaml/plan: not a directory" in said
+    assert f"{folder}/run.yaml: file exists" in said
 
 
 def test_missing_record_sets_are_told_together(folder, refused):

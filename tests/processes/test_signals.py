@@ -48,6 +48,17 @@ def test_who_is_asked_before_the_first_step_goes_at_once(tiny, tmp_path):
     assert ended.code == RESUMABLE and "SIGTERM: stopped" in ended.told
 
 
+def test_a_notice_that_comes_while_the_program_is_loaded_stops_the_run(tiny, tmp_path):
+    notice = tmp_path / "notice"
+    with tiny.start(tmp_path / "run", overrides={"preemption.notice_file": notice}) as run:
+        run.wait_until(lambda: len(run.tree(0)) > 1)
+        notice.touch()  # the child has just been made: it loads its libraries for seconds
+        (ended,) = run.ended()
+    assert ended.code == RESUMABLE and f"{notice} announces it: stopped" in ended.told
+    with tiny.start(tmp_path / "run", overrides={"preemption.notice_file": notice}) as run:
+        run.complete()  # the same file is of the last time
+
+
 def test_a_second_ctrl_c_ends_at_once(tiny, tmp_path):
     with tiny.start(tmp_path / "run") as run:
         run.wait_for_step(2)

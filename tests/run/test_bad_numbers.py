@@ -64,7 +64,7 @@ def by_hand(sky, tmp_path_factory):
         if wanted in found:
             return found[wanted]
 
-        def loop(step, state, frozen, source, hooks, progress, *_):
+        def loop(step, state, frozen, source, progress, *_):
             for position, delivery in enumerate(source):
                 if position in wanted:
                     state, _ = step(state, frozen, delivery.batch)

@@ -17,7 +17,7 @@ import small_run
 from small_run import arrays, curve, held_out
 
 from astrollava_jax.cli.main import COMPLETE, MISTAKE, main
-from astrollava_jax.run import directory
+from astrollava_jax.run import held
 from astrollava_jax.run.train import train
 from astrollava_jax.training.steps import aside, steps
 
@@ -66,9 +66,9 @@ def kill_after_checkpoint(file: str, out: Path) -> None:
 
 
 def test_a_second_start_beside_the_first_is_refused(stage1, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(directory, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(held, "PATIENCE_SECONDS", 0.0)
     out = tmp_path / "one"
-    with directory.alone(str(out)):
+    with held.alone(str(out)):
         assert main(["train", stage1.file, "--out", str(out)]) == MISTAKE
     assert f"{out}: another process trains in it" in capsys.readouterr().err
     assert not (out / "base.json").exists()

@@ -10,7 +10,7 @@ import pytest
 
 from astrollava_jax import checksums, files
 from astrollava_jax.cli.main import COMPLETE, FAILED, MISTAKE, main
-from astrollava_jax.run import directory
+from astrollava_jax.run import directory, held
 from astrollava_jax.run.verify import verify
 from astrollava_jax.training import manifest, steps, stored
 from astrollava_jax.training.checkpoint import Checkpoints
@@ -67,7 +67,7 @@ def being_written(run, monkeypatch):
         return read_back(*arguments)
 
     monkeypatch.setattr(stored, "read_back", waiting)
-    with directory.alone(str(run)):
+    with held.alone(str(run)):
         checkpoints = checkpoints_of(run)
         save(checkpoints, 9, 9.0)
         assert reached.wait(60)
@@ -92,13 +92,13 @@ def test_what_a_run_that_is_no_more_left_half_written_is_damage(run):
     (run / "checkpoints" / "7" / "manifest.0-of-1.json").unlink()
     assert said(run)["7"] == "DAMAGED"
     assert exit_code("verify", run) == FAILED
-    with directory.alone(str(run)):
+    with held.alone(str(run)):
         assert said(run)["7"] == "writing"
 
 
 def test_a_damaged_step_is_damage_beside_a_run_that_goes_on(run):
     (run / "checkpoints" / "5" / "_CHECKPOINT_METADATA").write_bytes(b"")
-    with directory.alone(str(run)):
+    with held.alone(str(run)):
         assert said(run) == {"run": "ok", "3": "ok", "5": "DAMAGED", "7": "ok"}
 
 
@@ -108,7 +108,7 @@ def test_the_beginning_of_a_run_that_is_being_written_is_no_damage(run):
     for name in ("config.yaml", "files/config.json"):
         files.write_text(run / name, "")
     assert said(run) == {"run": "DAMAGED"}
-    with directory.alone(str(run)):
+    with held.alone(str(run)):
         found = verify(str(run))
         assert str(next(found)) == f"writing  {run}: beginning of a run, being written"
         with pytest.raises(ValueError, match="nothing here can be verified"):

@@ -13,8 +13,8 @@ from astrollava_jax import files
 from astrollava_jax.training.anomaly import BROKEN, GOOD, NOT_FINITE
 from astrollava_jax.training.checkpoint import Checkpoints, NotFinite
 from astrollava_jax.training.hooks import BadSteps, Evaluate, Guard, Save
-from astrollava_jax.training.loop import Delivery, Diverged, Event, told, train
-from astrollava_jax.training.metrics import JsonLines, TensorBoard, read_log
+from astrollava_jax.training.loop import Delivery, Diverged, Event, Hook, Surroundings, train
+from astrollava_jax.training.metrics import JsonLines, TensorBoard, last_attempt, read_log
 from astrollava_jax.training.optimizer import AdamState
 from astrollava_jax.training.preemption import PreemptionConfig, Stop
 from astrollava_jax.training.state import Progress, TrainState
@@ -33,6 +33,15 @@ def event(
         seconds=0.1,
         input_wait=0.0,
     )
+
+
+def around(hooks: list[Hook], **more) -> Surroundings:
+    """What surrounds a step, with these hooks."""
+    others = {
+        "recover": lambda event, error: event, "save": lambda event: None,
+        "heart": Heart(WatchdogConfig()), "stop": Stop(PreemptionConfig(cloud=None)),
+    }  # fmt: skip
+    return Surroundings(hooks=hooks, **(others | more))
 
 
 def test_a_run_stops_when_more_records_are_unreadable_than_allowed():
@@ -96,7 +105,7 @@ def test_who_is_told_of_a_state_that_led_nowhere():
     def hook(event: Event) -> None:
         heard.append(event.rolled_back)
 
-    assert told(event(7), [hook, save, hook], recover).rolled_back == 4
+    assert around([hook, save, hook], recover=recover).told(event(7)).rolled_back == 4
     assert heard == [None, 4] and saved.steps == [7]
 
 
@@ -132,6 +141,15 @@ def test_readers_take_the_last_line_of_a_step_and_pass_over_a_torn_one(tmp_path)
     assert json.loads(files.read_text(path).splitlines()[-1]) == {"step": 2, "held_out_loss": 2.75}
 
 
+def test_the_last_attempt_is_known_though_it_was_interrupted_before_the_last_step(tmp_path):
+    path = tmp_path / "log.jsonl"
+    assert last_attempt(str(path)) == 0
+    told = [(1, 1), (2, 1), (3, 1), (4, 1), (2, 2), (3, 2)]
+    lines = [json.dumps({"step": step, "attempt": attempt}) for step, attempt in told]
+    path.write_text("\n".join([*lines, '{"step": 5, "note": "by hand"}', '{"step": 4, "att']))
+    assert last_attempt(str(path)) == 2
+
+
 def test_tensorboard_reads_what_is_written(tmp_path):
     board = TensorBoard(str(tmp_path / "board"))
     board.write(7, {"step": 7, "loss": 0.5, "mfu": None})
@@ -154,8 +172,7 @@ def test_what_a_run_that_is_asked_to_stop_learned_is_saved_though_the_log_fails(
     with pytest.raises(OSError, match="the log"):
         train(
             lambda state, *_: (state, {"bad": np.int32(GOOD)}),
-            event().state, {}, iter([event().delivery]), [log], Progress(), 10,
-            lambda event, error: event, Heart(WatchdogConfig()), stop,
-            lambda event: steps.append(event.progress.step),
+            event().state, {}, iter([event().delivery]), Progress(), 10,
+            around([log], stop=stop, save=lambda event: steps.append(event.progress.step)),
         )  # fmt: skip
     assert steps == saved

@@ -81,6 +81,20 @@ def test_a_notice_that_appears_while_the_run_gets_ready_asks(tmp_path):
         assert reason_of(stop) == f"{notice} announces it"
 
 
+@pytest.mark.parametrize(("seconds", "asks"), [(-1, False), (0, True), (1, True)])
+def test_a_notice_that_is_there_asks_if_it_came_after_the_program_began(seconds, asks, tmp_path):
+    notice, began = tmp_path / "notice", 1_700_000_000.0
+    notice.touch()
+    os.utime(notice, (began, began + seconds))
+    config = PreemptionConfig(notice_file=str(notice), cloud=None, every_seconds=0.01)
+    with Stop(config, since=began) as stop:
+        if not asks:
+            time.sleep(0.05)
+            assert stop.requested() is None
+            os.utime(notice, (began, began - 9))  # it is another one
+        assert reason_of(stop) == f"{notice} announces it"
+
+
 def test_a_server_that_answers_with_nonsense_ends_no_look(tmp_path, monkeypatch):
     def nonsense(*_, **__):
         raise http.client.BadStatusLine("nonsense")
