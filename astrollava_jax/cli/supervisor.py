@@ -8,6 +8,7 @@ waits for stands in a page of memory that both see (`training.watchdog` writes i
 import contextlib
 import faulthandler
 import json
+import math
 import mmap
 import os
 import select
@@ -33,9 +34,10 @@ STACKS = signal.SIGUSR2
 
 AGAIN_SECONDS = 0.5
 LOOK_SECONDS = 1.0
-DUMP_SECONDS = 2.0
-ENDING_SECONDS = LOOK_SECONDS + DUMP_SECONDS
-"""What it takes to see a hang and to end it; it counts within the time that is allowed."""
+ENDING_SECONDS = 3.0
+"""To tell of a hang and to end it; at most a tenth of the time that is allowed, of which it is."""
+DUMP_PART, DUMP_SECONDS = 2 / 3, 0.5
+"""Of it, in which a child prints its stacks, and what it gets at least."""
 KILL_SECONDS = 10.0
 ASLEEP_SECONDS = 5.0
 """Waking so much later than planned, the parent was stopped or the machine slept: no hang."""
@@ -44,7 +46,7 @@ WAITED_FOR = {
     "start": "the start: other processes, records, weights",
     "input": "input",
     "step": "a step: the devices, or a collective with the other processes",
-    "checkpoint": "a checkpoint",
+    "checkpoint": "a checkpoint: the disk, or the other processes",
     "evaluate": "the held-out evaluation: input, the devices or a collective",
     "log": "the log",
     "end": "its end",
@@ -120,8 +122,9 @@ class _Supervisor:
                 process_group=0,  # a Ctrl-C comes here alone, and is passed on
             )
             while True:
-                planned = time.monotonic() + LOOK_SECONDS
-                if select.select([waker], [], [], LOOK_SECONDS)[0]:
+                pause = max(0.0, min(LOOK_SECONDS, self._left(self._page.read())))
+                planned = time.monotonic() + pause
+                if select.select([waker], [], [], pause)[0]:
                     os.read(waker, 512)
                 if time.monotonic() > planned + ASLEEP_SECONDS:
                     self._awake_since = time.monotonic()
@@ -188,23 +191,28 @@ class _Supervisor:
         _say(f"the run was ended by {number.name} {_waiting(facts)}{told}")
         return result
 
+    def _left(self, facts: dict[str, Any]) -> float:
+        """Seconds until a child that makes no progress any more is to be ended."""
+        if facts.get("limit") is None:
+            return math.inf
+        since, limit = max(facts["at"], self._awake_since), facts["limit"]
+        return since + limit - _ending_seconds(limit) - time.monotonic()
+
     def _overstayed(self) -> int | None:
         """Ends a child that has made no progress for longer than it may."""
         facts = self._page.read()
-        if facts.get("limit") is None:
+        if self._left(facts) > 0:
             return None
-        waited = time.monotonic() - max(facts["at"], self._awake_since)
-        if waited <= facts["limit"] - min(ENDING_SECONDS, facts["limit"] / 10):
-            return None
+        waited, limit = time.monotonic() - max(facts["at"], self._awake_since), facts["limit"]
         stopped = ", and the process is stopped, by SIGSTOP or a debugger" * self._stopped()
         _say(
-            f"no progress for {waited:.0f} s, and within {facts['limit']:.0f} s it must be ended; "
+            f"no progress for {waited:.0f} s, and within {limit:.0f} s it must be ended; "
             f"this was {_waiting(facts)}{stopped}. The stacks of its threads:"
         )
         self._child.send_signal(STACKS)
         self._child.send_signal(signal.SIGCONT)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._child.wait(DUMP_SECONDS)
+            self._child.wait(max(DUMP_SECONDS, _ending_seconds(limit) * DUMP_PART))
         self._kill()
         _say("the run hung and was ended; the same command goes on from the last checkpoint")
         return RESUMABLE
@@ -262,6 +270,10 @@ def _waking(arrived: list[int]) -> Iterator[int]:
         signal.set_wakeup_fd(-1)
         for number in STOPPING:  # what is to be said is decided
             signal.signal(number, signal.SIG_IGN)
+
+
+def _ending_seconds(limit: float) -> float:
+    return min(ENDING_SECONDS, limit / 10)
 
 
 def _waiting(facts: dict[str, Any]) -> str:

@@ -56,7 +56,7 @@ def train(run: RunConfig, *, bases: opening.Bases = (), dry: bool = False) -> No
     with contextlib.ExitStack() as held:
         heart = held.enter_context(contextlib.closing(Heart(run.watchdog)))
         held.enter_context(processes.joined(run.watchdog.floor_seconds))
-        heart.processes = jax.process_count()
+        heart.join(jax.process_count(), processes.count_together)
         console = Console(soft_wrap=True, markup=False, quiet=jax.process_index() > 0)
         with processes.failing_together():
             ready = get_ready(console, run, bases, keep=not dry)

@@ -61,7 +61,7 @@ def test_the_limit_follows_the_median_step_and_what_is_new_has_its_own(clock, to
 @pytest.mark.parametrize("processes", [1, 2])
 def test_until_what_there_is_nothing_to_save(processes, clock, told):
     heart = Heart(CONFIG)
-    heart.processes = processes
+    heart.join(processes, lambda _: None)
     found = [told()["nothing_to_save"]]
     for name in ("input", "step", "checkpoint", "end"):
         heart.beat(name)
