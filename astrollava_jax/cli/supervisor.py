@@ -19,6 +19,9 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from astrollava_jax.cli import stacks
+from astrollava_jax.cli.stacks import STACKS
+
 HEARTBEAT, UNWATCHED = "ASTROLLAVA_HEARTBEAT", "ASTROLLAVA_UNWATCHED"
 """`FD:PID`, for the child; set the second one to have no parent, as for a debugger."""
 
@@ -29,15 +32,12 @@ RESUMABLE, FAILED = 75, 1
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 """What asks a run to end; for the child all of them are SIGTERM."""
 
-STACKS = signal.SIGUSR2
-"""Makes the child print the stacks of its threads, and the run goes on."""
-
 AGAIN_SECONDS = 0.5
 LOOK_SECONDS = 1.0
-ENDING_SECONDS = 3.0
-"""To tell of a hang and to end it; at most a tenth of the time that is allowed, of which it is."""
-DUMP_PART, DUMP_SECONDS = 2 / 3, 0.5
-"""Of it, in which a child prints its stacks, and what it gets at least."""
+ENDING_SECONDS, ENDING_PART = 5.0, 1 / 6
+"""To tell of a hang and to end it: at most this part of the time that is allowed, of which it is."""
+STACKS_PART, STACKS_SECONDS = 1 / 2, 0.5
+"""Of it, in which stacks are printed, and what that gets at least."""
 KILL_SECONDS = 10.0
 ASLEEP_SECONDS = 5.0
 """Waking so much later than planned, the parent was stopped or the machine slept: no hang."""
@@ -87,7 +87,7 @@ def begin_child() -> bool:
     # In a group of its own, it would be stopped for writing to some terminals.
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     faulthandler.enable(all_threads=True)
-    faulthandler.register(STACKS, all_threads=True)
+    stacks.answer()
     if number:
         os.set_inheritable(int(number), False)
         os.environ[HEARTBEAT] = f"{number}:{os.getpid()}"
@@ -141,7 +141,7 @@ class _Supervisor:
         while self._arrived:
             number = signal.Signals(self._arrived.pop(0))
             if number == STACKS:
-                self._child.send_signal(STACKS)
+                self._print_stacks(STACKS_SECONDS)
             elif number == signal.SIGTSTP:
                 self._pause()
             elif self._child.poll() is None and self._stop(number):
@@ -204,26 +204,28 @@ class _Supervisor:
         if self._left(facts) > 0:
             return None
         waited, limit = time.monotonic() - max(facts["at"], self._awake_since), facts["limit"]
-        stopped = ", and the process is stopped, by SIGSTOP or a debugger" * self._stopped()
+        stopped = ", and the process is stopped, by SIGSTOP or a debugger" * stacks.is_stopped(self._child.pid)
         _say(
             f"no progress for {waited:.0f} s, and within {limit:.0f} s it must be ended; "
             f"this was {_waiting(facts)}{stopped}. The stacks of its threads:"
         )
-        self._child.send_signal(STACKS)
-        self._child.send_signal(signal.SIGCONT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._child.wait(max(DUMP_SECONDS, _ending_seconds(limit) * DUMP_PART))
+        self._print_stacks(max(STACKS_SECONDS, _ending_seconds(limit) * STACKS_PART))
         self._kill()
         _say("the run hung and was ended; the same command goes on from the last checkpoint")
         return RESUMABLE
 
-    def _stopped(self) -> bool:
-        try:
-            descriptor = os.open(f"/proc/{self._child.pid}/stat", os.O_RDONLY)
-        except OSError:
-            return False
-        with os.fdopen(descriptor) as handle:
-            return handle.read().rpartition(")")[2].split()[0] in "tT"
+    def _print_stacks(self, seconds: float) -> None:
+        """Has the child print the stacks of its threads, then each of its workers, in that time."""
+        self._child.send_signal(STACKS)
+        self._child.send_signal(signal.SIGCONT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(seconds / 2)
+        helpers = stacks.helpers(self._child.pid)
+        for helper in helpers:
+            _say(f"the stacks of process {helper}, which prepares data:")
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(helper, STACKS)
+            time.sleep(seconds / 2 / len(helpers))
 
     def _kill(self) -> None:
         self._child.kill()
@@ -273,7 +275,7 @@ def _waking(arrived: list[int]) -> Iterator[int]:
 
 
 def _ending_seconds(limit: float) -> float:
-    return min(ENDING_SECONDS, limit / 10)
+    return min(ENDING_SECONDS, limit * ENDING_PART)
 
 
 def _waiting(facts: dict[str, Any]) -> str:
