@@ -13,6 +13,7 @@ goes to DIR/hangs.md, the figures to DIR/hangs.json.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -160,8 +161,9 @@ def _page(process: int) -> IO[bytes]:
     """What a child tells its parent: memory that both have open, without a name elsewhere."""
     opened = f"/proc/{process}/fd"
     for number in files.names(opened):
-        if "memfd:astrollava" in os.readlink(f"{opened}/{number}"):
-            return files.open_read(f"{opened}/{number}")
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if "memfd:astrollava" in os.readlink(f"{opened}/{number}"):
+                return files.open_read(f"{opened}/{number}")
     raise RuntimeError(f"process {process} tells nobody anything")
 
 
