@@ -1,6 +1,7 @@
 """Makes real runs hang in every way, and measures how long it takes until they are ended. Linux.
 
-    python -m astrollava_jax.bench.hangs --work DIR [--times 5] [--hangs step,input,worker,checkpoint]
+    python -m astrollava_jax.bench.hangs --work DIR [--times 5]
+        [--hangs step,input,worker,checkpoint]
 
 step         the process waits in C for something that never comes, with the interpreter's lock held
 input        a thread that makes rows never ends one
@@ -8,8 +9,9 @@ worker       a worker process never ends a row
 checkpoint   a file of a checkpoint is never read
 
 A run is the smallest model of the simulated sky, and may make no progress for ten seconds. Time is
-counted from the last progress that it told its parent, until the parent has ended. A run must end within the bound, with the code 75, and must have printed the stack of what hung. The table
-goes to DIR/hangs.md, the figures to DIR/hangs.json.
+counted from the last progress that it told its parent, until the parent has ended. A run must end
+within the bound, with the code 75, must have printed the stack of what hung, and must leave no
+process behind. The table goes to DIR/hangs.md, the figures to DIR/hangs.json.
 """
 
 import argparse

@@ -35,7 +35,8 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 AGAIN_SECONDS = 0.5
 LOOK_SECONDS = 1.0
 ENDING_SECONDS, ENDING_PART = 5.0, 1 / 6
-"""To tell of a hang and to end it: at most this part of the time that is allowed, of which it is."""
+"""What it takes to tell of a hang and to end it, at most this part of the time that is allowed; the
+end begins so much earlier."""
 STACKS_PART, STACKS_SECONDS = 1 / 2, 0.5
 """Of it, in which stacks are printed, and what that gets at least."""
 KILL_SECONDS = 10.0
@@ -204,10 +205,11 @@ class _Supervisor:
         if self._left(facts) > 0:
             return None
         waited, limit = time.monotonic() - max(facts["at"], self._awake_since), facts["limit"]
-        stopped = ", and the process is stopped, by SIGSTOP or a debugger" * stacks.is_stopped(self._child.pid)
+        stopped = stacks.is_stopped(self._child.pid)
+        how = ", and the process is stopped, by SIGSTOP or a debugger" * stopped
         _say(
             f"no progress for {waited:.0f} s, and within {limit:.0f} s it must be ended; "
-            f"this was {_waiting(facts)}{stopped}. The stacks of its threads:"
+            f"this was {_waiting(facts)}{how}. The stacks of its threads:"
         )
         self._print_stacks(max(STACKS_SECONDS, _ending_seconds(limit) * STACKS_PART))
         self._kill()

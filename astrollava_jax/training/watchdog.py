@@ -145,7 +145,7 @@ class Heart:
             now, moved = time.monotonic(), _bytes_moved()
             own = self._phase == "checkpoint" and moved - before > _PROGRESS_BYTES
             count = self._together(int(own))
-            if own or None not in (seen, count) and count != seen:
+            if own or (None not in (seen, count) and count != seen):
                 with self._lock:
                     self._tell(looked if own else looked - pause)
             before, looked, seen = moved, now, count if count is not None else seen
