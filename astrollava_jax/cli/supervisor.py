@@ -34,10 +34,10 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 AGAIN_SECONDS = 0.5
 LOOK_SECONDS = 1.0
-ENDING_SECONDS, ENDING_PART = 5.0, 1 / 6
+ENDING_SECONDS, ENDING_PART = 5.0, 1 / 5
 """What it takes to tell of a hang and to end it, at most this part of the time that is allowed; the
 end begins so much earlier."""
-STACKS_PART, STACKS_SECONDS = 1 / 2, 0.5
+STACKS_PART, STACKS_SECONDS = 0.4, 0.5
 """Of it, in which stacks are printed, and what that gets at least."""
 KILL_SECONDS = 10.0
 ASLEEP_SECONDS = 5.0
