@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from astrollava_jax import files
@@ -40,6 +40,7 @@ class Processes:
         each: overrides of single processes, by number.
         variables: of the environment.
         compiled: a folder that keeps compiled programs.
+        program: what Python runs, if it is not `astrollava train`.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Processes:
         each: Mapping[int, Mapping[str, object]] | None = None,
         variables: Mapping[str, str] | None = None,
         compiled: str | None = None,
+        program: Sequence[str] = ("-m", "astrollava_jax", "train"),
     ):
         self.out = str(out)
         address = f"127.0.0.1:{free_port()}"
@@ -61,7 +63,7 @@ class Processes:
         self._last_told: list[str] | None = None
         for number in range(count):
             words = {"out": out, **(overrides or {}), **(each or {}).get(number, {})}
-            command = [sys.executable, "-m", "astrollava_jax", "train", file]
+            command = [sys.executable, *program, file]
             command += [word for key, value in words.items() for word in (f"--{key}", f"{value}")]
             around = environment(devices, **(variables or {}))
             if compiled is not None:

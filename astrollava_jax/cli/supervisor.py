@@ -8,6 +8,7 @@ waits for stands in a page of memory that both see (`training.watchdog` writes i
 import contextlib
 import faulthandler
 import json
+import math
 import mmap
 import os
 import select
@@ -17,6 +18,9 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+from astrollava_jax.cli import stacks
+from astrollava_jax.cli.stacks import STACKS
 
 HEARTBEAT, UNWATCHED = "ASTROLLAVA_HEARTBEAT", "ASTROLLAVA_UNWATCHED"
 """`FD:PID`, for the child; set the second one to have no parent, as for a debugger."""
@@ -31,14 +35,13 @@ RESUMABLE, FAILED = 75, 1
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 """What asks a run to end; for the child all of them are SIGTERM."""
 
-STACKS = signal.SIGUSR2
-"""Makes the child print the stacks of its threads, and the run goes on."""
-
 AGAIN_SECONDS = 0.5
 LOOK_SECONDS = 1.0
-DUMP_SECONDS = 2.0
-ENDING_SECONDS = LOOK_SECONDS + DUMP_SECONDS
-"""What it takes to see a hang and to end it; it counts within the time that is allowed."""
+ENDING_SECONDS, ENDING_PART = 5.0, 1 / 5
+"""What it takes to tell of a hang and to end it, at most this part of the time that is allowed; the
+end begins so much earlier."""
+STACKS_PART, STACKS_SECONDS = 0.4, 0.5
+"""Of it, in which stacks are printed, and what that gets at least."""
 KILL_SECONDS = 10.0
 ASLEEP_SECONDS = 5.0
 """Waking so much later than planned, the parent was stopped or the machine slept: no hang."""
@@ -47,7 +50,7 @@ WAITED_FOR = {
     "start": "the start: other processes, records, weights",
     "input": "input",
     "step": "a step: the devices, or a collective with the other processes",
-    "checkpoint": "a checkpoint",
+    "checkpoint": "a checkpoint: the disk, or the other processes",
     "evaluate": "the held-out evaluation: input, the devices or a collective",
     "log": "the log",
     "end": "its end",
@@ -98,7 +101,7 @@ def begin_child() -> bool:
     # In a group of its own, it would be stopped for writing to some terminals.
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     faulthandler.enable(all_threads=True)
-    faulthandler.register(STACKS, all_threads=True)
+    stacks.answer()
     if number:
         os.set_inheritable(int(number), False)
         os.environ[HEARTBEAT] = f"{number}:{os.getpid()}"
@@ -133,8 +136,9 @@ class _Supervisor:
                 process_group=0,  # a Ctrl-C comes here alone, and is passed on
             )
             while True:
-                planned = time.monotonic() + LOOK_SECONDS
-                if select.select([waker], [], [], LOOK_SECONDS)[0]:
+                pause = max(0.0, min(LOOK_SECONDS, self._left(self._page.read())))
+                planned = time.monotonic() + pause
+                if select.select([waker], [], [], pause)[0]:
                     os.read(waker, 512)
                 if time.monotonic() > planned + ASLEEP_SECONDS:
                     self._awake_since = time.monotonic()
@@ -151,7 +155,7 @@ class _Supervisor:
         while self._arrived:
             number = signal.Signals(self._arrived.pop(0))
             if number == STACKS:
-                self._child.send_signal(STACKS)
+                self._print_stacks(STACKS_SECONDS)
             elif number == signal.SIGTSTP:
                 self._pause()
             elif self._child.poll() is None and self._stop(number):
@@ -201,34 +205,42 @@ class _Supervisor:
         _say(f"the run was ended by {number.name} {_waiting(facts)}{told}")
         return result
 
+    def _left(self, facts: dict[str, Any]) -> float:
+        """Seconds until a child that makes no progress any more is to be ended."""
+        if facts.get("limit") is None:
+            return math.inf
+        since, limit = max(facts["at"], self._awake_since), facts["limit"]
+        return since + limit - _ending_seconds(limit) - time.monotonic()
+
     def _overstayed(self) -> int | None:
         """Ends a child that has made no progress for longer than it may."""
         facts = self._page.read()
-        if facts.get("limit") is None:
+        if self._left(facts) > 0:
             return None
-        waited = time.monotonic() - max(facts["at"], self._awake_since)
-        if waited <= facts["limit"] - min(ENDING_SECONDS, facts["limit"] / 10):
-            return None
-        stopped = ", and the process is stopped, by SIGSTOP or a debugger" * self._stopped()
+        waited, limit = time.monotonic() - max(facts["at"], self._awake_since), facts["limit"]
+        stopped = stacks.is_stopped(self._child.pid)
+        how = ", and the process is stopped, by SIGSTOP or a debugger" * stopped
         _say(
-            f"no progress for {waited:.0f} s, and within {facts['limit']:.0f} s it must be ended; "
-            f"this was {_waiting(facts)}{stopped}. The stacks of its threads:"
+            f"no progress for {waited:.0f} s, and within {limit:.0f} s it must be ended; "
+            f"this was {_waiting(facts)}{how}. The stacks of its threads:"
         )
-        self._child.send_signal(STACKS)
-        self._child.send_signal(signal.SIGCONT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._child.wait(DUMP_SECONDS)
+        self._print_stacks(max(STACKS_SECONDS, _ending_seconds(limit) * STACKS_PART))
         self._kill()
         _say("the run hung and was ended; the same command goes on from the last checkpoint")
         return RESUMABLE
 
-    def _stopped(self) -> bool:
-        try:
-            descriptor = os.open(f"/proc/{self._child.pid}/stat", os.O_RDONLY)
-        except OSError:
-            return False
-        with os.fdopen(descriptor) as handle:
-            return handle.read().rpartition(")")[2].split()[0] in "tT"
+    def _print_stacks(self, seconds: float) -> None:
+        """Has the child print the stacks of its threads, then each of its workers, in that time."""
+        self._child.send_signal(STACKS)
+        self._child.send_signal(signal.SIGCONT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(seconds / 2)
+        helpers = stacks.helpers(self._child.pid)
+        for helper in helpers:
+            _say(f"the stacks of process {helper}, which prepares data:")
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(helper, STACKS)
+            time.sleep(seconds / 2 / len(helpers))
 
     def _kill(self) -> None:
         self._child.kill()
@@ -275,6 +287,10 @@ def _waking(arrived: list[int]) -> Iterator[int]:
         signal.set_wakeup_fd(-1)
         for number in STOPPING:  # what is to be said is decided
             signal.signal(number, signal.SIG_IGN)
+
+
+def _ending_seconds(limit: float) -> float:
+    return min(ENDING_SECONDS, limit * ENDING_PART)
 
 
 def _waiting(facts: dict[str, Any]) -> str:

@@ -5,9 +5,11 @@ decides what to do about it, and needs its workers until it has decided.
 """
 
 import contextlib
+import faulthandler
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
@@ -29,10 +31,15 @@ class WorkerDied(RuntimeError):
 
 
 def begin() -> None:
-    """Makes this process a worker: call it first, in the worker."""
+    """Makes this process a worker: call it first, in the worker.
+
+    It prints the stacks of its threads when SIGUSR2 comes, as the training process does.
+    """
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    if sys.stderr is not None:  # closed when the run was started
+        faulthandler.register(signal.SIGUSR2, all_threads=True)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

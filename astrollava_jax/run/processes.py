@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from jax._src import distributed  # there is no public way to the coordination service
 
 from astrollava_jax.config import differences
 from astrollava_jax.sharding import PeerFailed, agree, fail, gather
@@ -31,6 +32,9 @@ PACKAGES = (
     "jax", "jaxlib", "flax", "orbax-checkpoint", "grain", "numpy", "tokenizers", "transformers"
 )  # fmt: skip
 """Those whose version decides what is computed, in which order, or how it is written."""
+
+COUNTED = "astrollava/moved"
+"""The name of the number that all processes see."""
 
 JOINING_SECONDS = 600
 """In which all processes must have been started."""
@@ -92,6 +96,22 @@ def first(action: Callable[[], Any]) -> Any:
     The others wait for it; they learn of an error where it is raised inside `failing_together`.
     """
     return agree(action() if jax.process_index() == 0 else None)
+
+
+def count_together(add: int) -> int | None:
+    """Adds to a number that all processes of the run see, and gives it; None if it is not known.
+
+    JAX's coordination service keeps it: past the disks, which may be the reason why somebody asks,
+    and past the caches of shared folders. It may be called from any thread, and waits for nobody
+    but process 0.
+    """
+    client = distributed.global_state.client
+    if client is None:
+        return None
+    try:
+        return client.key_value_increment(COUNTED, add)
+    except jax.errors.JaxRuntimeError:  # the run is ending
+        return None
 
 
 def alike(facts: dict[str, Any]) -> None:

@@ -49,7 +49,7 @@ def train(
         enter = open_until_the_end.enter_context
         heart = enter(contextlib.closing(Heart(run.watchdog)))
         enter(processes.joined(run.watchdog.floor_seconds))
-        heart.processes = jax.process_count()
+        heart.join(jax.process_count(), processes.count_together)
         console = Console(soft_wrap=True, markup=False, quiet=jax.process_index() > 0)
         with processes.failing_together():
             processes.alike({"config": plain(run), **processes.machine()})

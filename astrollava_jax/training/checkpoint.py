@@ -19,15 +19,12 @@ from orbax.checkpoint import v1 as ocp
 
 from astrollava_jax import files
 from astrollava_jax.sharding import agree, gather
-from astrollava_jax.training import fingerprint, manifest, save_errors, steps, stored
+from astrollava_jax.training import fingerprint, manifest, save_errors, steps, stored, writing
 from astrollava_jax.training.fingerprint import Fingerprint
 from astrollava_jax.training.items import as_items, as_state, by_name, zeros
 from astrollava_jax.training.save_errors import NotFinite as NotFinite
 from astrollava_jax.training.save_errors import SaveFailed as SaveFailed
 from astrollava_jax.training.state import Progress, TrainState
-
-CHUNK_BYTES = 1 << 27
-"""Of an array: so much of it is in memory at once, beside the array, when it is read back."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,18 +171,8 @@ class Checkpoints:
         prints: Mapping[str, Fingerprint],
     ) -> None:  # fmt: skip
         """Starts to write, and the thread that finishes it."""
-        context = ocp.Context()
-        context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
-        # Or every device cuts out its part of a replicated array: programs for which a step waits.
-        context.array.saving.use_replica_parallel = False
-        # Or a disk that only reads is told after five minutes, by threads that outlive the program.
-        context.async_options.create_directories_asynchronously = False
-        metadata: Any = {"config": config}
         try:
-            with context:
-                response = ocp.save_checkpointables_async(
-                    self._path(step), items, custom_metadata=metadata
-                )
+            response = writing.begin(self._path(step), items, config)
         except Exception as error:
             self._put_away(step)
             raise self._failed(step, error) from error

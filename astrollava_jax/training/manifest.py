@@ -16,8 +16,9 @@ from astrollava_jax import checksums, files
 from astrollava_jax.training.fingerprint import Fingerprint
 
 FORMAT = 1
-PEER_SECONDS = 600.0
-"""How long a process waits for the parts of the others."""
+PEER_SECONDS = 86_400
+"""How long a process waits for the others with a save. A slow disk has time: the watchdog ends what
+hangs, and JAX those whose peer is gone."""
 
 _PART = r"manifest\.(\d+)-of-(\d+)\.json"
 

@@ -2,11 +2,14 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 _END = object()
+CLOSING_SECONDS = 10.0
+"""After which a source that gives nothing is left to itself; it ends with the process."""
 
 
 class Prefetch(Generic[Item]):
@@ -33,9 +36,10 @@ class Prefetch(Generic[Item]):
         return item
 
     def close(self) -> None:
-        """Stops the thread and closes the source."""
+        """Stops the thread and closes the source, unless that hangs."""
         self._closed.set()
-        while self._thread.is_alive():
+        end = time.monotonic() + CLOSING_SECONDS
+        while self._thread.is_alive() and time.monotonic() < end:
             _drain(self._queue)
             self._thread.join(timeout=0.05)
 

@@ -32,6 +32,9 @@ _PROGRESS_BYTES = 1 << 16
 
 Seconds = Annotated[float, Field(gt=0)]
 
+Count = Callable[[int], int | None]
+"""Adds to a number that all processes of a run see, and gives it; None while nobody knows it."""
+
 
 @config
 class WatchdogConfig:
@@ -50,10 +53,11 @@ class Heart:
 
     def __init__(self, config: WatchdogConfig):
         self._config = config
-        self.processes = 1
-        """Of the run."""
+        self._processes = 1
+        self._together: Count = lambda _: None
         self._page = _page()
         self._phase, self._detail, self._began = "start", "", time.monotonic()
+        self._moved = self._began
         self._done: set[str] = set()
         self._input_seconds = 0.0
         self._steps: collections.deque[float] = collections.deque(maxlen=_STEPS)
@@ -61,6 +65,10 @@ class Heart:
         self.beat("start")
         if self._page is not None:
             threading.Thread(target=self._follow, name="heart", daemon=True).start()
+
+    def join(self, processes: int, together: Count) -> None:
+        """The run has so many processes, and together they count how often bytes have moved."""
+        self._together, self._processes = together, processes
 
     def beat(self, phase: Phase, detail: str = "") -> None:
         """From now on, this is what is waited for."""
@@ -70,7 +78,7 @@ class Heart:
             if phase != "start":
                 self._done.add(self._phase)
             self._phase, self._detail, self._began = phase, detail, now
-            self._tell()
+            self._tell(now)
 
     def watched(self, phase: Phase, hook: Callable[[Any], None]) -> Callable[[Any], None]:
         """A hook that says what it is when it is called."""
@@ -98,7 +106,9 @@ class Heart:
         elif self._phase == "step" and "step" in self._done:
             self._steps.append(self._input_seconds + seconds)
 
-    def _tell(self) -> None:
+    def _tell(self, moved: float) -> None:
+        """Writes what is waited for; the last progress was then, or is known to be later."""
+        self._moved = max(self._moved, moved)
         if self._page is None:
             return
         limit = self.bound()
@@ -107,8 +117,8 @@ class Heart:
         facts = {
             "phase": self._phase,
             "detail": self._detail[:200],
-            "at": time.monotonic(),
-            "processes": self.processes,
+            "at": self._moved,
+            "processes": self._processes,
             "limit": None if self._phase == "end" else limit,
             "nothing_to_save": self._nothing_to_save(),
         }
@@ -116,23 +126,29 @@ class Heart:
 
     def _nothing_to_save(self) -> bool:
         """Whether who is asked to stop may go at once: until a step is done, here or elsewhere."""
-        if self.processes > 1:
+        if self._processes > 1:
             return self._phase in ("start", "end")
         return "step" not in self._done or self._phase == "end"
 
     def _follow(self) -> None:
-        """Takes bytes that are read or written for progress, as long as a checkpoint is waited for.
+        """Takes bytes of a checkpoint that move, in any process of the run, for progress.
 
-        A slow disk is no hang.
+        A slow disk is no hang, nor is a peer's for those who wait for it, in whichever phase. Only
+        bytes are counted, and never that others move some: processes that wait for each other do
+        not keep each other alive. What has moved since the last look did so after it, and a peer's
+        after the look before: so the bound begins no later than the last byte moved.
         """
-        before = _bytes_moved()
+        pause = min(5.0, self._config.floor_seconds / 6)
+        before, looked, seen = _bytes_moved(), time.monotonic(), self._together(0)
         while self._page is not None:
-            time.sleep(min(5.0, self._config.floor_seconds / 6))
-            moved = _bytes_moved()
-            with self._lock:
-                if self._phase == "checkpoint" and moved - before > _PROGRESS_BYTES:
-                    self._tell()
-            before = moved
+            time.sleep(pause)
+            now, moved = time.monotonic(), _bytes_moved()
+            own = self._phase == "checkpoint" and moved - before > _PROGRESS_BYTES
+            count = self._together(int(own))
+            if own or (None not in (seen, count) and count != seen):
+                with self._lock:
+                    self._tell(looked if own else looked - pause)
+            before, looked, seen = moved, now, count if count is not None else seen
 
 
 def _page() -> mmap.mmap | None:

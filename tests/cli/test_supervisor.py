@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from astrollava_jax.cli.stacks import is_stopped
 from astrollava_jax.cli.supervisor import RESUMABLE
 
 PARENT = """
@@ -41,7 +42,8 @@ def start():
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **variables}
             parent = subprocess.Popen(
                 [sys.executable, "-c", PARENT, "-c", child],
-                env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE, process_group=0,
             )  # fmt: skip
             begun.callback(parent.kill)
             begun.enter_context(parent)
@@ -97,6 +99,47 @@ def test_a_hang_is_told_with_its_stacks_and_ended(start):
     assert parent.returncode == RESUMABLE and time.monotonic() - began < 10
     assert "no progress for" in said and "while it waited for input" in said
     assert "in wedged" in said, "the stack"
+
+
+def test_what_a_person_pauses_for_longer_than_the_bound_goes_on(start):
+    patient = CHILD.replace("floor_seconds=0.5", f"floor_seconds={BOUND}")
+    parent = start(patient + "print(os.getpid(), flush=True)\nsys.exit(int(input()))\n")
+    ready(parent)
+    child = int(parent.stdout.readline())
+    os.killpg(parent.pid, signal.SIGTSTP)  # as Ctrl-Z does, to who is in the foreground
+    for process in (parent.pid, child):
+        while not is_stopped(process):
+            time.sleep(0.01)
+    time.sleep(2 * BOUND)
+    os.killpg(parent.pid, signal.SIGCONT)  # and the shell's `fg`
+    said = parent.communicate("3\n", timeout=30)[1]
+    assert parent.returncode == 3 and not said, said
+
+
+BOUND = 2.0
+
+
+def test_a_run_tells_its_stacks_and_those_of_its_workers_and_goes_on(start):
+    starts = "import subprocess\nsubprocess.run([sys.executable, '-c', WORKER])\n"
+    worker = """
+import sys
+from astrollava_jax.data import workers
+workers.begin()
+def preparing():
+    print("ready", file=sys.stderr, flush=True)
+    sys.stdin.read()
+preparing()
+"""
+    parent = start(CHILD.replace("0.5", "60.0") + f"WORKER = {worker!r}\n" + starts)
+    ready(parent)
+    while parent.stderr.readline() != "ready\n":
+        pass
+    parent.send_signal(signal.SIGUSR2)
+    told = ""
+    while "in preparing" not in told:
+        told += parent.stderr.readline()
+    assert "in wait" in told and "which prepares data" in told
+    assert parent.poll() is None
 
 
 def test_a_child_does_not_outlive_its_parent(start, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import small_run
@@ -20,12 +21,12 @@ class Tiny:
     whole: Path
     compiled: str
 
-    def start(self, out: Path, count: int = 1, devices: int = 2, **how: object) -> Processes:
+    def start(self, out: Path, count: int = 1, devices: int = 2, **how: Any) -> Processes:
         """The same run, somewhere else."""
-        overrides = {**STEPS, **how.pop("overrides", {})}  # pyright: ignore
+        overrides = {**STEPS, **how.pop("overrides", {})}
         return Processes(
             self.file, out, count, devices, overrides=overrides, compiled=self.compiled, **how
-        )  # pyright: ignore
+        )
 
 
 @pytest.fixture(scope="session")

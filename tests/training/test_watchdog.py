@@ -61,7 +61,7 @@ def test_the_limit_follows_the_median_step_and_what_is_new_has_its_own(clock, to
 @pytest.mark.parametrize("processes", [1, 2])
 def test_until_what_there_is_nothing_to_save(processes, clock, told):
     heart = Heart(CONFIG)
-    heart.processes = processes
+    heart.join(processes, lambda _: None)
     found = [told()["nothing_to_save"]]
     for name in ("input", "step", "checkpoint", "end"):
         heart.beat(name)
@@ -93,4 +93,44 @@ def test_a_slow_disk_is_no_hang(told, tmp_path):
     last = told()["at"]
     watchdog.time.sleep(0.3)
     assert told()["at"] == last, "nothing moves"
+    heart.close()
+
+
+def test_what_other_processes_move_is_progress_in_any_phase(told):
+    count, added = [0], []
+
+    def together(add: int) -> int:
+        added.append(add)
+        return count[0]
+
+    heart = Heart(WatchdogConfig(floor_seconds=0.3))
+    heart.join(2, together)
+    heart.beat("step")
+    first = told()["at"]
+    while told()["at"] == first:
+        count[0] += 1
+        moved = watchdog.time.monotonic()
+        watchdog.time.sleep(0.02)
+    assert first < told()["at"] < moved, "the bound begins before the last byte moved"
+    assert not any(added), "who only sees that others move does not pass it on"
+    looks = len(added)
+    while len(added) < looks + 3:  # the last ones that moved are seen
+        watchdog.time.sleep(0.01)
+    last = told()["at"]
+    while len(added) < looks + 8:
+        watchdog.time.sleep(0.01)
+    assert told()["at"] == last, "nothing moves"
+    heart.close()
+
+
+def test_what_this_process_moves_is_told_to_the_others_while_it_saves(told, tmp_path):
+    added = []
+    heart = Heart(WatchdogConfig(floor_seconds=0.3))
+    heart.join(2, lambda add: added.append(add) or sum(added))
+    for phase in ("step", "checkpoint"):
+        heart.beat(phase)
+        added.clear()
+        while len(added) < 5 and not any(added):
+            (tmp_path / "large").write_bytes(bytes(1 << 20))
+        assert max(added) == (phase == "checkpoint"), phase
     heart.close()
