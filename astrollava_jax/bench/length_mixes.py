@@ -39,6 +39,8 @@ CORPORA = {
     "ESO": Corpus(14_617, 64, 0.8),
 }
 MOST_CAPTION_WORDS = 365
+SHORT_CAPTION_WORDS = (18.0, 5.0)
+"""Mean and deviation."""
 PAIRS = {3: 15, 4: 240, 5: 336}
 """Pictures by the number of their questions."""
 QUESTION_WORDS = (9.5, 3.65)
@@ -85,6 +87,11 @@ def caption_words(count: int, rng: np.random.Generator) -> Counts:
     spreads = np.array([corpus.spread for corpus in CORPORA.values()])[kinds]
     words = means * np.exp(spreads * rng.standard_normal(count) - spreads**2 / 2)
     return _whole(words, 1, MOST_CAPTION_WORDS)
+
+
+def short_caption_words(count: int, rng: np.random.Generator) -> Counts:
+    """Words of captions as those of LLaVA's stage 1: some 24 tokens."""
+    return _whole(rng.normal(*SHORT_CAPTION_WORDS, count), 5, None)
 
 
 def dialogue_words(count: int, rng: np.random.Generator) -> tuple[Counts, Counts, Counts]:

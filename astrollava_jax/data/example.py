@@ -166,56 +166,64 @@ def _varint(number: int) -> bytes:
 
 def _read_features(content: bytes) -> Features:
     found: Features = {}
-    for features in _only(1, memoryview(content)):
-        for entry in _only(1, features):
-            name = b"".join(_only(1, entry)).decode(errors="replace")
-            found[name] = [
-                bytes(value)
-                for feature in _only(2, entry)
-                for values in _only(1, feature)  # 2 and 3 hold floats and integers: not ours
-                for value in _only(1, values)
-            ]
+    for features in _only(1, content, (0, len(content))):
+        for entry in _only(1, content, features):
+            name, values = b"", []
+            for number, (start, stop) in _fields(content, entry):
+                if number == 1:
+                    name += content[start:stop]
+                elif number == 2:
+                    values += [
+                        content[slice(*value)]
+                        for lists in _only(1, content, (start, stop))
+                        for value in _only(1, content, lists)  # 2, 3: floats, integers: not ours
+                    ]
+            found[name.decode(errors="replace")] = values
     return found
 
 
-def _only(wanted: int, message: memoryview) -> Iterator[memoryview]:
+Span = tuple[int, int]
+"""Where a message stands: nothing is copied before it is known to be wanted."""
+
+
+def _only(wanted: int, content: bytes, message: Span) -> Iterator[Span]:
     """The values of the fields with one number, in their order."""
-    return (value for number, value in _fields(message) if number == wanted)
+    return (value for number, value in _fields(content, message) if number == wanted)
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+def _fields(content: bytes, message: Span) -> Iterator[tuple[int, Span]]:
     """The fields of a message that hold bytes; others are passed over."""
-    position = 0
-    while position < len(message):
-        key, position = _read_varint(message, position)
+    position, end = message
+    while position < end:
+        key, position = _read_varint(content, position, end)
         number, kind = key >> 3, key & 7
         if kind == 0:
-            _, position = _read_varint(message, position)
+            _, position = _read_varint(content, position, end)
             continue
         if kind == 2:
-            length, position = _read_varint(message, position)
+            length, position = _read_varint(content, position, end)
         elif kind in _OTHER_KINDS:
             length = _OTHER_KINDS[kind]
         else:
             raise _no_example(f"field kind {kind} at byte {position}")
-        if position + length > len(message):
+        if position + length > end:
             raise _no_example(f"a field of {length} bytes is cut short")
         if kind == 2:
-            yield number, message[position : position + length]
+            yield number, (position, position + length)
         position += length
 
 
-def _read_varint(message: memoryview, position: int) -> tuple[int, int]:
+def _read_varint(content: bytes, position: int, end: int) -> tuple[int, int]:
     """The number that starts at `position`, and the position after it."""
     number = 0
     for shift in range(0, 70, 7):
-        if position == len(message):
+        if position == end:
             raise _no_example("it ends inside a number")
-        byte = message[position]
+        byte = content[position]
         position += 1
-        number |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return number, position
+            return number | byte << shift, position
+        number |= (byte & 0x7F) << shift
     raise _no_example(f"a number of more than ten bytes at {position}")
 
 
