@@ -41,19 +41,28 @@ class Ours:
         epochs = math.ceil(images / (passes * len(source)))
         config = BatchConfig(rows=ROWS, length=length)
         self.plan = RunPlan(mixture, lengths, config, epochs=epochs)
-        self._count = len(source)
+        self.count = len(source)
+        self._reader = reader
         self._pipeline = Pipeline(self.plan, reader, workers=workers)
         self._batches: Batches | None = None
-        self.step = 0
+        self._step = 0
 
     def take(self) -> int:
         """Takes a step; how many pictures it holds."""
         if self._batches is None:
-            self._batches = self._pipeline.batches(self.step)
+            self._batches = self._pipeline.batches(self._step)
         found = next(self._batches)
         assert not found.faults
-        self.step += 1
-        return self.plan.samples(self.step - 1)
+        self._step += 1
+        return self.plan.samples(self._step - 1)
+
+    def encoded(self, number: int) -> bytes:
+        """The picture of a record, as it stands there."""
+        return self._reader.read(number).images[0]
+
+    def picture(self, number: int) -> UInt8[np.ndarray, "1 h w 3"]:
+        """The picture of a record as the tower sees it: what a worker does but for the words."""
+        return self._reader.pixels(number, self.encoded(number))
 
     def pixels(self, count: int) -> UInt8[np.ndarray, "count h w 3"]:
         """Of the first photographs, by a pipeline of their own."""
@@ -62,8 +71,9 @@ class Ours:
             for step, batch in enumerate(batches):
                 for row, slots in enumerate(self.plan[step]):
                     for place, slot in enumerate(slots):
-                        found[slot.record] = batch.batch.images[row, place]
-                if found.keys() >= set(range(count)):
+                        if slot.record < count:
+                            found[slot.record] = batch.batch.images[row, place]
+                if len(found) == count:
                     break
         return np.stack([found[record] for record in range(count)])
 
