@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 
 from astrollava_jax.data.lengths import Lengths
 
@@ -81,10 +81,9 @@ Counts = Int[np.ndarray, " n"]
 
 def caption_words(count: int, rng: np.random.Generator) -> Counts:
     """Words of captions as AstroLLaVA's."""
-    pictures = np.array([corpus.pictures for corpus in CORPORA.values()])
-    kinds = rng.choice(len(CORPORA), p=pictures / pictures.sum(), size=count)
-    means = np.array([corpus.mean_words for corpus in CORPORA.values()])[kinds]
-    spreads = np.array([corpus.spread for corpus in CORPORA.values()])[kinds]
+    table = np.array(list(CORPORA.values()), float)
+    corpora = rng.choice(len(table), p=table[:, 0] / table[:, 0].sum(), size=count)
+    _, means, spreads = table[corpora].T
     words = means * np.exp(spreads * rng.standard_normal(count) - spreads**2 / 2)
     return _whole(words, 1, MOST_CAPTION_WORDS)
 
@@ -126,17 +125,11 @@ def astrollava(count: int, rng: np.random.Generator) -> Lengths:
 
 def llava_665k(count: int, rng: np.random.Generator) -> Lengths:
     """LLaVA-1.5's stage 2."""
-    shares = np.array([kind.thousands for kind in DIALOGUES.values()])
-    kinds = rng.choice(len(DIALOGUES), p=shares / shares.sum(), size=count)
-
-    def column(values: list[float]) -> Float[np.ndarray, " n"]:
-        return np.array(values, float)[kinds]
-
-    medians = column([kind.median_text for kind in DIALOGUES.values()])
-    spreads = column([kind.spread for kind in DIALOGUES.values()])
-    images = column([kind.images for kind in DIALOGUES.values()]).astype(np.int32)
+    table = np.array(list(DIALOGUES.values()), float)
+    kinds = rng.choice(len(table), p=table[:, 0] / table[:, 0].sum(), size=count)
+    _, medians, spreads, images = table[kinds].T
     text = np.round(medians * np.exp(spreads * rng.standard_normal(count)))
-    return _lengths(text + IMAGE_POSITIONS * images, images)
+    return _lengths(text + IMAGE_POSITIONS * images, images.astype(np.int32))
 
 
 MIXES: dict[str, Callable[[int, np.random.Generator], Lengths]] = {
@@ -153,7 +146,7 @@ def _whole(
     return np.round(values).clip(least, most).astype(np.int64)
 
 
-def _lengths(tokens: Float[np.ndarray, " n"], images: int | Counts = 1) -> Lengths:
+def _lengths(tokens: Num[np.ndarray, " n"], images: int | Counts = 1) -> Lengths:
     whole = np.asarray(tokens).astype(np.int32)
     ones = np.ones_like(whole)
     return Lengths(tokens=whole, images=ones * images, learned=ones, whole=whole)

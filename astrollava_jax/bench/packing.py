@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Float, Int32, Num
 
 from astrollava_jax.bench.length_mixes import MIXES
 from astrollava_jax.data.best_fit import best_fit_decreasing
@@ -103,7 +103,7 @@ def least_rows(sizes: Int32[np.ndarray, " n"], length: int) -> int:
     return math.ceil(most - 1e-6)
 
 
-def _rounded(weights: np.ndarray, parts: int, length: int) -> np.ndarray:
+def _rounded(weights: Num[np.ndarray, " n"], parts: int, length: int) -> Float[np.ndarray, " n"]:
     """The sizes over the length; with `parts` k, in whole k-ths, of which k + 1 do not fit."""
     if not parts:
         return weights / length

@@ -12,7 +12,7 @@ _POLL_SECONDS = 0.02
 _STILL_POLLS = 8
 _IDLE_SHARE = 0.1
 """Of a poll's length: threads that wait wake up now and then."""
-MOST_SECONDS = 120.0
+MOST_SECONDS = 900.0
 
 
 def tree_seconds() -> float:
@@ -27,7 +27,7 @@ def settle() -> float:
     Between two such moments exactly as much was made as was taken.
 
     Raises:
-        TimeoutError: if they are still at work after two minutes.
+        TimeoutError: if they are still at work after a quarter of an hour.
     """
     still, before, began = 0, tree_seconds(), time.monotonic()
     while still < _STILL_POLLS:
