@@ -78,9 +78,7 @@ RATIOS = (
 )
 
 
-def compared(
-    ours: UInt8[np.ndarray, "n h w 3"], theirs: UInt8[np.ndarray, "n h w 3"]
-) -> list[str]:
+def compared(ours: UInt8[np.ndarray, "n h w 3"], theirs: UInt8[np.ndarray, "n h w 3"]) -> list[str]:
     """Which pictures do not have the same pixels in both."""
     if ours.shape != theirs.shape:
         return [f"expected pixels {list(theirs.shape)}, found {list(ours.shape)}"]
@@ -215,7 +213,9 @@ def _pixels(job: Job) -> str:
     sizes = _sizes(job.photographs)
     bits = bits_per_pixel([files.read_bytes(path) for path in job.photographs], sizes)
     mean = sum(width * height for width, height in sizes) / len(sizes) / 1e6
-    return f"{len(sizes)} photographs, mean {mean:.2f} megapixels, JPEG at {bits:.2f} bits per pixel"
+    return (
+        f"{len(sizes)} photographs, mean {mean:.2f} megapixels, JPEG at {bits:.2f} bits per pixel"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

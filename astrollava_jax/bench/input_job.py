@@ -103,9 +103,7 @@ def write(
             heldout=0.0,
             tally=Tally(),
         )
-    job = Job(
-        str(folder), tuple(files.join(shown, name) for name in names), captions, side, mode
-    )
+    job = Job(str(folder), tuple(files.join(shown, name) for name in names), captions, side, mode)
     own = tokenizer_files() if tokenizer is None else Tokenizer.from_folder(tokenizer).files()
     for name, content in own.items():
         files.write_bytes(files.join(job.tokenizer_folder, name), content)

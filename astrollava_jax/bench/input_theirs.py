@@ -40,12 +40,13 @@ class Captioned:
 
 
 class Collator:
-    """Padded tensors of some samples, pictures normalised in float32."""
+    """Makes padded tensors of some samples, pictures normalised in float32."""
 
     def __init__(self, job: Job):
         self.processor = processor(job)
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> Any:
+        """The batch of the samples."""
         batch = self.processor(
             images=[sample["image"] for sample in samples],
             text=[sample["text"] for sample in samples],
