@@ -18,6 +18,13 @@ from astrollava_jax.cli.main import MISTAKE
 from astrollava_jax.cli.main import main as astrollava
 
 TINY = {"count": 3, "megapixels": (0.01, 0.02), "side": 28}
+LENGTH = 64
+
+
+@pytest.fixture(autouse=True)
+def short_rows(monkeypatch):
+    """A row of the usual length would hold a hundred pictures of four positions."""
+    monkeypatch.setattr(bench, "LENGTH", LENGTH)
 
 
 @pytest.fixture(scope="module", params=["pad", "crop"])
@@ -67,9 +74,9 @@ def test_the_table_says_what_is_reached():
 
 
 def test_records_hold_the_original_files_or_smaller_ones(job):
-    first = bench.Ours(job, "original", 0, 1, 2048).encoded(0)
+    first = bench.Ours(job, "original", 0, 1, LENGTH).encoded(0)
     assert first == files.read_bytes(job.photographs[0])
-    with Image.open(io.BytesIO(bench.Ours(job, "small", 0, 1, 2048).encoded(0))) as small:
+    with Image.open(io.BytesIO(bench.Ours(job, "small", 0, 1, LENGTH).encoded(0))) as small:
         assert (max if job.mode == "pad" else min)(small.size) == 28
 
 
