@@ -78,7 +78,7 @@ RATIOS = (
 )
 
 
-def compared(ours: UInt8[np.ndarray, "n h w 3"], theirs: UInt8[np.ndarray, "n h w 3"]) -> list[str]:
+def compared(ours: UInt8[np.ndarray, "n h w 3"], theirs: UInt8[np.ndarray, "m H W 3"]) -> list[str]:
     """Which pictures do not have the same pixels in both."""
     if ours.shape != theirs.shape:
         return [f"expected pixels {list(theirs.shape)}, found {list(ours.shape)}"]

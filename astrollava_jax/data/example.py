@@ -11,7 +11,7 @@ TensorFlow; equal examples give equal bytes.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 from astrollava_jax.data.faults import RecordError
@@ -166,34 +166,31 @@ def _varint(number: int) -> bytes:
 
 def _read_features(content: bytes) -> Features:
     found: Features = {}
-    for features in _only(1, content, (0, len(content))):
-        for entry in _only(1, content, features):
+    for features in _only(1, content, 0, len(content)):
+        for entry in _only(1, content, *features):
             name, values = b"", []
-            for number, (start, stop) in _fields(content, entry):
+            for number, start, stop in _fields(content, *entry):
                 if number == 1:
                     name += content[start:stop]
                 elif number == 2:
-                    values += [
-                        content[slice(*value)]
-                        for lists in _only(1, content, (start, stop))
-                        for value in _only(1, content, lists)  # 2, 3: floats, integers: not ours
-                    ]
+                    for lists in _only(1, content, start, stop):
+                        # 2 and 3 hold floats and integers: not ours
+                        values += [content[a:b] for a, b in _only(1, content, *lists)]
             found[name.decode(errors="replace")] = values
     return found
 
 
-Span = tuple[int, int]
-"""Where a message stands: nothing is copied before it is known to be wanted."""
+def _only(wanted: int, content: bytes, start: int, stop: int) -> list[tuple[int, int]]:
+    """Where the values of the fields with one number stand, in their order."""
+    return [(a, b) for number, a, b in _fields(content, start, stop) if number == wanted]
 
 
-def _only(wanted: int, content: bytes, message: Span) -> Iterator[Span]:
-    """The values of the fields with one number, in their order."""
-    return (value for number, value in _fields(content, message) if number == wanted)
+def _fields(content: bytes, position: int, end: int) -> list[tuple[int, int, int]]:
+    """Number and place of the fields of a message that hold bytes; others are passed over.
 
-
-def _fields(content: bytes, message: Span) -> Iterator[tuple[int, Span]]:
-    """The fields of a message that hold bytes; others are passed over."""
-    position, end = message
+    Nothing is copied: a picture stands some messages deep.
+    """
+    found = []
     while position < end:
         key, position = _read_varint(content, position, end)
         number, kind = key >> 3, key & 7
@@ -209,12 +206,15 @@ def _fields(content: bytes, message: Span) -> Iterator[tuple[int, Span]]:
         if position + length > end:
             raise _no_example(f"a field of {length} bytes is cut short")
         if kind == 2:
-            yield number, (position, position + length)
+            found.append((number, position, position + length))
         position += length
+    return found
 
 
 def _read_varint(content: bytes, position: int, end: int) -> tuple[int, int]:
     """The number that starts at `position`, and the position after it."""
+    if position < end and (number := content[position]) < 0x80:  # most are so short
+        return number, position + 1
     number = 0
     for shift in range(0, 70, 7):
         if position == end:
