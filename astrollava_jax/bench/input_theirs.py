@@ -43,7 +43,7 @@ class Collator:
     """Makes padded tensors of some samples, pictures normalised in float32."""
 
     def __init__(self, job: Job):
-        self.processor = processor(job)
+        self.processor: Any = processor(job)
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> Any:
         """The batch of the samples."""

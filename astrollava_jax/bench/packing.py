@@ -67,8 +67,9 @@ def filled(mix: str, lengths: Lengths, length: int) -> Filled:
     sizes, count = lengths.tokens, len(lengths.tokens)
     mixture = Mixture([range(count)], [1.0], SEED)
 
-    def planned(**step: int) -> float:
-        return RunPlan(mixture, lengths, BatchConfig(length=length, **step), epochs=1).fill
+    def planned(rows: int | None = None, samples: int | None = None) -> float:
+        batch = BatchConfig(rows=rows, samples=samples, length=length)
+        return RunPlan(mixture, lengths, batch, epochs=1).fill
 
     unlimited = best_fit_decreasing(sizes, lengths.images, length, None)
     total = int(sizes.sum(dtype=np.int64))
