@@ -19,6 +19,7 @@ COMMANDS = {
     "convert": "turn a model from one layout into another",
     "ask": "one answer about some pictures",
     "verify": "compare checkpoints, exports and records with their checksums",
+    "bench": "measured figures, side by side with PyTorch where it is installed",
 }
 
 GOES_ON = ("quickstart", "train")

@@ -11,7 +11,7 @@ TensorFlow; equal examples give equal bytes.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 from astrollava_jax.data.faults import RecordError
@@ -166,56 +166,64 @@ def _varint(number: int) -> bytes:
 
 def _read_features(content: bytes) -> Features:
     found: Features = {}
-    for features in _only(1, memoryview(content)):
-        for entry in _only(1, features):
-            name = b"".join(_only(1, entry)).decode(errors="replace")
-            found[name] = [
-                bytes(value)
-                for feature in _only(2, entry)
-                for values in _only(1, feature)  # 2 and 3 hold floats and integers: not ours
-                for value in _only(1, values)
-            ]
+    for features in _only(1, content, 0, len(content)):
+        for entry in _only(1, content, *features):
+            name, values = b"", []
+            for number, start, stop in _fields(content, *entry):
+                if number == 1:
+                    name += content[start:stop]
+                elif number == 2:
+                    for lists in _only(1, content, start, stop):
+                        # 2 and 3 hold floats and integers: not ours
+                        values += [content[a:b] for a, b in _only(1, content, *lists)]
+            found[name.decode(errors="replace")] = values
     return found
 
 
-def _only(wanted: int, message: memoryview) -> Iterator[memoryview]:
-    """The values of the fields with one number, in their order."""
-    return (value for number, value in _fields(message) if number == wanted)
+def _only(wanted: int, content: bytes, start: int, stop: int) -> list[tuple[int, int]]:
+    """Where the values of the fields with one number stand, in their order."""
+    return [(a, b) for number, a, b in _fields(content, start, stop) if number == wanted]
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """The fields of a message that hold bytes; others are passed over."""
-    position = 0
-    while position < len(message):
-        key, position = _read_varint(message, position)
+def _fields(content: bytes, position: int, end: int) -> list[tuple[int, int, int]]:
+    """Number and place of the fields of a message that hold bytes; others are passed over.
+
+    Nothing is copied: a picture stands some messages deep.
+    """
+    found = []
+    while position < end:
+        key, position = _read_varint(content, position, end)
         number, kind = key >> 3, key & 7
         if kind == 0:
-            _, position = _read_varint(message, position)
+            _, position = _read_varint(content, position, end)
             continue
         if kind == 2:
-            length, position = _read_varint(message, position)
+            length, position = _read_varint(content, position, end)
         elif kind in _OTHER_KINDS:
             length = _OTHER_KINDS[kind]
         else:
             raise _no_example(f"field kind {kind} at byte {position}")
-        if position + length > len(message):
+        if position + length > end:
             raise _no_example(f"a field of {length} bytes is cut short")
         if kind == 2:
-            yield number, message[position : position + length]
+            found.append((number, position, position + length))
         position += length
+    return found
 
 
-def _read_varint(message: memoryview, position: int) -> tuple[int, int]:
+def _read_varint(content: bytes, position: int, end: int) -> tuple[int, int]:
     """The number that starts at `position`, and the position after it."""
+    if position < end and (number := content[position]) < 0x80:  # most are so short
+        return number, position + 1
     number = 0
     for shift in range(0, 70, 7):
-        if position == len(message):
+        if position == end:
             raise _no_example("it ends inside a number")
-        byte = message[position]
+        byte = content[position]
         position += 1
-        number |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return number, position
+            return number | byte << shift, position
+        number |= (byte & 0x7F) << shift
     raise _no_example(f"a number of more than ten bytes at {position}")
 
 

@@ -71,6 +71,9 @@ def _tokenize(
     texts: Sequence[Piece], tokenizer: Tokenizer, first: bool
 ) -> tuple[list[int], list[bool]]:
     text = "".join(str(piece.content) for piece in texts)
+    if len({piece.learned for piece in texts}) == 1:  # then it does not matter which is whose
+        ids = tokenizer.ids(text, first=first)
+        return ids, [texts[0].learned] * len(ids)
     ids, spans = tokenizer.encode(text, first=first)
     flags = [piece.learned for piece in texts for _ in str(piece.content)]
     before = [0, *itertools.accumulate(flags)]  # learned characters before each place

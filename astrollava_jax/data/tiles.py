@@ -14,6 +14,7 @@ equal to theirs. Their case of a picture without tiles does not arise: a canvas 
 """
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -71,6 +72,7 @@ def prepare_tiles(
     return np.concatenate([base[None], tiles.reshape(-1, *base.shape)])
 
 
+@functools.lru_cache(maxsize=4)
 def one_image(facts: ImageFacts) -> Layout:
     """The positions of a picture that is one square image."""
     return Layout(1, np.arange(facts.tokens, dtype=np.int32))

@@ -87,11 +87,13 @@ class Tokenizer:
         Raises:
             ValueError: if the vocabulary can write a part of the text only as a special token.
         """
-        encoding = (self._first if first else self._rest).encode(text, add_special_tokens=False)
-        ids = encoding.ids
-        if not self._never_text.isdisjoint(ids):
-            ids = [self._ordinary(token_id) for token_id in ids]
-        return ids, [(start, max(end, start + 1)) for start, end in encoding.offsets]
+        encoding = self._encoding(text, first)
+        spans = [(start, max(end, start + 1)) for start, end in encoding.offsets]
+        return self._ordinary_ids(encoding), spans
+
+    def ids(self, text: str, *, first: bool = True) -> list[int]:
+        """The ids that `encode` gives."""
+        return self._ordinary_ids(self._encoding(text, first))
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """The ids that stock transformers gives to a prompt: literals in it are special tokens."""
@@ -145,6 +147,15 @@ class Tokenizer:
         if self._rest_json == self._first_json:
             return self._first
         return _rust(self._rest_json or self._files["tokenizer.json"].decode())
+
+    def _encoding(self, text: str, first: bool) -> tokenizers.Encoding:
+        return (self._first if first else self._rest).encode(text, add_special_tokens=False)
+
+    def _ordinary_ids(self, encoding: tokenizers.Encoding) -> list[int]:
+        ids = encoding.ids
+        if self._never_text.isdisjoint(ids):
+            return ids
+        return [self._ordinary(token_id) for token_id in ids]
 
     def _ordinary(self, token_id: int) -> int:
         """An id for text: a word that is a special token is an unknown word."""

@@ -90,6 +90,33 @@ def test_pixels_of_a_jpeg_equal_the_processors(colours, mode):
             assert np.array_equal(prepare(encoded, mode, FACTS), _reference(encoded, mode)), size
 
 
+@pytest.mark.parametrize(
+    "size", [(28, 28), (28, 21), (28, 20), (20, 28), (21, 28), (28, 1), (1, 28)]
+)
+def test_pixels_at_training_size_are_the_decoders_own(size):
+    encoded = _encode(_picture("RGB", size), "JPEG")
+    assert np.array_equal(prepare(encoded, "pad", FACTS), _reference(encoded, "pad"))
+
+
+@pytest.mark.parametrize("size", [(28, 28), (28, 41), (40, 28), (41, 28), (28, 300)])
+def test_pixels_cut_at_training_size_are_the_decoders_own(size):
+    encoded = _encode(_picture("RGB", size), "JPEG")
+    assert np.array_equal(prepare(encoded, "crop", FACTS), _reference(encoded, "crop"))
+
+
+@pytest.mark.parametrize("size", [(28, 28), (28, 41), (40, 28)])
+def test_stretched_pixels_are_those_of_a_png(size):
+    encoded = _encode(_picture("RGB", size), "JPEG")
+    as_png = _encode(Image.open(io.BytesIO(encoded)), "PNG")
+    assert np.array_equal(*(prepare(kept, "stretch", FACTS) for kept in (encoded, as_png)))
+
+
+def test_pictures_at_training_size_do_not_share_their_padding():
+    encoded = _encode(_picture("RGB", (28, 20)), "JPEG")
+    first, second = prepare(encoded, "pad", FACTS), prepare(encoded, "pad", FACTS)
+    assert not np.shares_memory(first, second)
+
+
 def test_ordinary_jpegs_are_decoded_by_the_fast_way():
     encoded = _encode(_picture("RGB", (64, 48)), "JPEG")
     pixels = image._decode_jpeg(encoded)

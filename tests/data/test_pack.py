@@ -5,7 +5,8 @@ import pytest
 from numpy.typing import ArrayLike
 
 from astrollava_jax import config
-from astrollava_jax.data import chat, pack
+from astrollava_jax.bench.length_mixes import astrollava
+from astrollava_jax.data import chat
 from astrollava_jax.data.best_fit import best_fit_decreasing
 from astrollava_jax.data.lengths import Lengths
 from astrollava_jax.data.mixture import DataConfig, Mixture, TemplateName
@@ -21,24 +22,6 @@ def lengths(tokens, images: ArrayLike = 1, learned: ArrayLike = 1) -> Lengths:
 
 def mixture(*sizes: int, weights=None, **options) -> Mixture:
     return Mixture([range(size) for size in sizes], weights or [1.0] * len(sizes), **options)
-
-
-def astronomy(count: int) -> Lengths:
-    """Captions and dialogues as long as AstroLLaVA's, each with one image of 576 positions."""
-    rng = np.random.default_rng(0)
-    captions = 577 + rng.lognormal(np.log(130), 0.55, count).clip(3, 480)
-    pairs = rng.choice([3, 4, 5], p=[0.03, 0.40, 0.57], size=count)
-    dialogues = 611 + (pairs * rng.normal(66, 12, count)).clip(40)
-    return lengths(np.where(rng.random(count) < 0.5, captions, dialogues).astype(int))
-
-
-def visual_instruction(count: int) -> Lengths:
-    """Text alone, and long, middling and short answers on an image: the mix of LLaVA-1.5."""
-    rng = np.random.default_rng(0)
-    kind = rng.choice(4, p=[0.06, 0.24, 0.55, 0.15], size=count)
-    middle, spread = np.array([700, 250, 150, 15])[kind], np.array([0.9, 0.5, 0.8, 0.4])[kind]
-    words = rng.lognormal(np.log(middle), spread).clip(20, 2048)
-    return lengths((np.where(kind, 621, 0) + words).astype(int), images=(kind > 0))
 
 
 # Order
@@ -99,20 +82,9 @@ def fill(tokens, images=None, max_images=None) -> list[list[int]]:
     return best_fit_decreasing(np.array(tokens, np.int32), images, 10, max_images)
 
 
-@pytest.mark.parametrize("mix", [astronomy, visual_instruction])
-@pytest.mark.parametrize(("length", "least"), [(2048, 0.87), (4096, 0.92), (8192, 0.95)])
-def test_full_rows(mix, length, least, monkeypatch):
-    measured = mix(30_000).stretched(length)
-    records, batch = mixture(30_000), BatchConfig(rows=32, length=length)
-    found = RunPlan(records, measured, batch, epochs=1).fill
-    monkeypatch.setattr(pack, "WINDOW", 30_000)
-    best = RunPlan(records, measured, batch, epochs=1).fill
-    assert found >= least and found >= best - 0.01
-
-
 def test_consecutive_steps_of_full_rows_are_alike():
     # Rows leave the packing ordered by length; a run must not see long samples first, then short.
-    measured = astronomy(4096)
+    measured = astrollava(4096, np.random.default_rng(0))
     plan = RunPlan(mixture(4096), measured, BatchConfig(rows=100, length=2048), epochs=1)
     means = [measured.tokens[plan.records(step)].mean() for step in range(plan.total_steps - 1)]
     assert np.ptp(means) < 40  # of about 830; with their order left it would be 360
