@@ -9,7 +9,6 @@ the resident memory is read twice a second: it must not grow. The figures go to
 DIR/soak-PROCESSES.json.
 """
 
-import argparse
 import contextlib
 import random
 import signal
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from astrollava_jax import files
-from astrollava_jax.bench import small_job
+from astrollava_jax.bench import command, small_job
 from astrollava_jax.bench.kill_matrix import DEVICES, curve, last_arrays
 from astrollava_jax.bench.processes import RESUMABLE, Processes
 from astrollava_jax.training import manifest
@@ -139,12 +138,7 @@ def _resident_bytes(pid: int) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs both; 0 where all is as it must be, else 1."""
-    parser = argparse.ArgumentParser(
-        prog="python -m astrollava_jax.bench.soak",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--work", required=True, metavar="DIR", help="where the runs are")
+    parser = command.parser("soak", __doc__, "where the runs are")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--processes", type=int, default=1, choices=(1, 2, 4))
@@ -159,11 +153,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if facts["growth_of_second_half"] > MOST_GROWTH:
         faults.append(f"memory grew by {facts['growth_of_second_half']:.1%}")
     facts |= end | {"faults": faults}
-    files.write_json(files.join(work, f"soak-{processes}.json"), facts)
+    figures = files.join(work, f"soak-{processes}.json")
+    files.write_json(figures, facts)
     for name, value in facts.items():
         print(f"{name:<24} {len(value) if isinstance(value, list) else value}")
-    print("\n".join(faults) or "as it must be")
-    return 1 if faults else 0
+    return command.ended(faults, figures)
 
 
 if __name__ == "__main__":
