@@ -22,6 +22,7 @@ import numpy as np
 from astrollava_jax import files
 from astrollava_jax.bench import command, small_job
 from astrollava_jax.bench.kill_matrix import DEVICES, curve, last_arrays
+from astrollava_jax.bench.memory import status
 from astrollava_jax.bench.processes import RESUMABLE, Processes
 from astrollava_jax.training import manifest
 
@@ -45,8 +46,8 @@ def undisturbed(work: str, steps: int, processes: int) -> Facts:
         run.wait_for_step(1)
         child = run.child(0)
         while run[0].poll() is None:
-            with contextlib.suppress(OSError, StopIteration):  # it has just ended
-                seen.append((run.lines()[-1]["step"], _resident_bytes(child)))
+            with contextlib.suppress(KeyError):  # it has just ended
+                seen.append((run.lines()[-1]["step"], status(child)["VmRSS"]))
             time.sleep(0.5)
         run.complete(SECONDS)
     return {"whole_seconds": time.monotonic() - began} | memory(seen, steps)
@@ -129,11 +130,6 @@ def _after(seconds: float):
 
 def _last_step(out: str) -> int:
     return len(curve(out))
-
-
-def _resident_bytes(pid: int) -> int:
-    lines = files.read_text(f"/proc/{pid}/status").splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith("VmRSS:")).split()[1])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
