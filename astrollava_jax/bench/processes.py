@@ -18,8 +18,11 @@ from astrollava_jax import files
 
 RESUMABLE = 75
 
-PATIENCE = 600.0
-"""Seconds in which what is waited for must come, also where many programs share the machine."""
+PATIENCE = 900.0
+"""Seconds in which what is waited for must come, also where many programs share the machine.
+
+A process whose peer has ended before they met waits for it, for ten minutes.
+"""
 
 
 class Ended(NamedTuple):
