@@ -11,7 +11,6 @@ Every figure is a line, and all of them stand in DIR/full_size.json, to which a 
 itself adds. DIR needs 45 GB, the machine 18 GB of free memory. Linux only; needs the extra `dev`.
 """
 
-import argparse
 import importlib.metadata
 import platform
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from astrollava_jax import files
-from astrollava_jax.bench import random_llava
+from astrollava_jax.bench import command, random_llava
 from astrollava_jax.bench.forward import DTYPES
 from astrollava_jax.bench.memory import Used, machine, measured
 from astrollava_jax.bench.random_llava import FULL, TINY, Size, Written
@@ -226,18 +225,12 @@ def _faults(facts: Mapping[str, Any]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the steps; 0 where every figure is as it must be, else 1."""
-    parser = argparse.ArgumentParser(
-        prog="python -m astrollava_jax.bench.full_size",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command.parser("full_size", __doc__, "where the models are written")
+    parser.add_argument(
+        "--steps", type=command.some_of(STEPS), default=",".join(STEPS), help="some, in this order"
     )
-    parser.add_argument("--work", required=True, metavar="DIR", help="where the models are written")
-    parser.add_argument("--steps", default=",".join(STEPS), help="some of them, in this order")
     parser.add_argument("--tiny", action="store_true", help="the same run with a very small model")
     arguments = parser.parse_args(argv)
-    chosen = arguments.steps.split(",")
-    if unknown := [step for step in chosen if step not in STEPS]:
-        parser.error(f"--steps: expected some of {', '.join(STEPS)}, found {', '.join(unknown)}")
     size, work = TINY if arguments.tiny else FULL, files.make_folder(arguments.work)
     path = files.join(work, SUMMARY)
     summary: Facts = files.read_json_object(path) if files.exists(path) else {}
@@ -246,13 +239,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         name: importlib.metadata.version(name) for name in _LIBRARIES
     }
     faults = []
-    for step in chosen:
+    for step in arguments.steps:
         summary[step] = STEPS[step](work, size)
         print("\n".join(_told(step, summary[step])), flush=True)
         files.write_json(path, summary)
         faults += [f"{step}: {fault}" for fault in _faults(summary[step])]
-    print("\n".join(faults) or f"as it must be; all figures are in {path}")
-    return 1 if faults else 0
+    return command.ended(faults, path)
 
 
 if __name__ == "__main__":

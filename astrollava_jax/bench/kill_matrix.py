@@ -14,8 +14,8 @@ fingerprint of every array of the last checkpoint. The table goes to DIR/kill_ma
 to DIR/kill_matrix.json.
 """
 
-import argparse
 import dataclasses
+import itertools
 import random
 import signal
 import sys
@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from astrollava_jax import files
-from astrollava_jax.bench import small_job
+from astrollava_jax.bench import command, small_job
 from astrollava_jax.bench.processes import RESUMABLE, Processes
 from astrollava_jax.training import manifest
 from astrollava_jax.training.metrics import read_log
@@ -201,28 +201,27 @@ def table(found: Sequence[Found]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the cases; 0 where each is as it must be, else 1."""
-    parser = argparse.ArgumentParser(
-        prog="python -m astrollava_jax.bench.kill_matrix",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--work", required=True, metavar="DIR", help="where the runs are")
-    parser.add_argument("--kills", default=",".join(KILLS), help="some of them")
-    parser.add_argument("--processes", default="1,2,4", help="some of 1, 2 and 4")
-    parser.add_argument("--kinds", default=",".join(small_job.KINDS), help="some of them")
-    arguments = parser.parse_args(argv)
-    work = files.absolute(arguments.work)
+    parser = command.parser("kill_matrix", __doc__, "where the runs are")
+    for name, values in (
+        ("kills", KILLS),
+        ("processes", ("1", "2", "4")),
+        ("kinds", small_job.KINDS),
+    ):
+        several = ",".join(values)
+        parser.add_argument(
+            f"--{name}", type=command.some_of(values), default=several, help=f"some of {several}"
+        )
+    chosen = parser.parse_args(argv)
+    work = files.absolute(chosen.work)
     matrix, found, faults = Matrix(work), [], []
-    for kind in arguments.kinds.split(","):
-        for processes in map(int, arguments.processes.split(",")):
-            for kill in arguments.kills.split(","):
-                found.append(matrix.run(Case(kill, processes, kind)))
-                faults += found[-1].faults
-                print(table(found).splitlines()[-1], flush=True)
+    for kind, processes, kill in itertools.product(chosen.kinds, chosen.processes, chosen.kills):
+        found.append(matrix.run(Case(kill, int(processes), kind)))
+        faults += found[-1].faults
+        print(table(found).splitlines()[-1], flush=True)
     files.write_text(files.join(work, "kill_matrix.md"), table(found))
-    files.write_json(files.join(work, "kill_matrix.json"), [*map(dataclasses.asdict, found)])
-    print("\n".join(faults) or f"as it must be; the table is in {work}/kill_matrix.md")
-    return 1 if faults else 0
+    figures = files.join(work, "kill_matrix.json")
+    files.write_json(figures, [*map(dataclasses.asdict, found)])
+    return command.ended(faults, figures)
 
 
 if __name__ == "__main__":

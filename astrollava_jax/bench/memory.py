@@ -44,7 +44,7 @@ def measured(arguments: Sequence[str]) -> Used:
     held = resident = 0
     try:
         while process.poll() is None:
-            now = _status(process.pid)
+            now = status(process.pid)
             held = max(held, now.get("RssAnon", 0) + now.get("RssShmem", 0))
             resident = max(resident, now.get("VmHWM", 0))
             time.sleep(_SAMPLE_SECONDS)
@@ -67,7 +67,7 @@ def machine() -> dict[str, str]:
     }
 
 
-def _status(pid: int) -> dict[str, int]:
+def status(pid: int) -> dict[str, int]:
     """The sizes, in bytes, that the system tells of a process; none once it has ended."""
     try:
         text = files.read_text(f"/proc/{pid}/status")

@@ -9,7 +9,6 @@ the resident memory is read twice a second: it must not grow. The figures go to
 DIR/soak-PROCESSES.json.
 """
 
-import argparse
 import contextlib
 import random
 import signal
@@ -21,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from astrollava_jax import files
-from astrollava_jax.bench import small_job
+from astrollava_jax.bench import command, small_job
 from astrollava_jax.bench.kill_matrix import DEVICES, curve, last_arrays
+from astrollava_jax.bench.memory import status
 from astrollava_jax.bench.processes import RESUMABLE, Processes
 from astrollava_jax.training import manifest
 
@@ -46,8 +46,8 @@ def undisturbed(work: str, steps: int, processes: int) -> Facts:
         run.wait_for_step(1)
         child = run.child(0)
         while run[0].poll() is None:
-            with contextlib.suppress(OSError, StopIteration):  # it has just ended
-                seen.append((run.lines()[-1]["step"], _resident_bytes(child)))
+            with contextlib.suppress(KeyError):  # it has just ended
+                seen.append((run.lines()[-1]["step"], status(child)["VmRSS"]))
             time.sleep(0.5)
         run.complete(SECONDS)
     return {"whole_seconds": time.monotonic() - began} | memory(seen, steps)
@@ -132,19 +132,9 @@ def _last_step(out: str) -> int:
     return len(curve(out))
 
 
-def _resident_bytes(pid: int) -> int:
-    lines = files.read_text(f"/proc/{pid}/status").splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith("VmRSS:")).split()[1])
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs both; 0 where all is as it must be, else 1."""
-    parser = argparse.ArgumentParser(
-        prog="python -m astrollava_jax.bench.soak",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--work", required=True, metavar="DIR", help="where the runs are")
+    parser = command.parser("soak", __doc__, "where the runs are")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--processes", type=int, default=1, choices=(1, 2, 4))
@@ -159,11 +149,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if facts["growth_of_second_half"] > MOST_GROWTH:
         faults.append(f"memory grew by {facts['growth_of_second_half']:.1%}")
     facts |= end | {"faults": faults}
-    files.write_json(files.join(work, f"soak-{processes}.json"), facts)
+    figures = files.join(work, f"soak-{processes}.json")
+    files.write_json(figures, facts)
     for name, value in facts.items():
         print(f"{name:<24} {len(value) if isinstance(value, list) else value}")
-    print("\n".join(faults) or "as it must be")
-    return 1 if faults else 0
+    return command.ended(faults, figures)
 
 
 if __name__ == "__main__":

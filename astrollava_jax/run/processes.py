@@ -8,6 +8,7 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -39,11 +40,11 @@ COUNTED = "astrollava/moved"
 JOINING_SECONDS = 600
 """In which all processes must have been started."""
 
-GONE = ("gloo", "connection reset by peer", "coordination service", "distributed service")
-"""What errors say that come of another process's end; JAX raises them as ValueError too,"""
+GONE_CODES = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")
+"""Status codes of JAX's runtime that tell of who does not answer,"""
 
-GONE_IN_JAX = ("unavailable", "deadline_exceeded", "barrier", "heartbeat", "nccl", "socket closed")
-"""and these as its own error only."""
+BETWEEN_PROCESSES = ("gloo", "nccl", "coordination")
+"""and parts of it whose errors, of any code, are of other processes."""
 
 
 class PeerGone(Resumable):
@@ -199,9 +200,19 @@ def _of_a_peer(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, TimeoutError):  # Orbax's barriers: who waits in vain waits for another
             return True
-        told = str(error).lower()
-        signs = GONE + GONE_IN_JAX * isinstance(error, jax.errors.JaxRuntimeError)
-        if any(sign in told for sign in signs):
+        code, told = _status(error)
+        if code in GONE_CODES or any(part in told for part in BETWEEN_PROCESSES):
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _status(error: BaseException) -> tuple[str, str]:
+    """The status code of an error of JAX's runtime and what it tells, in lower case; else nothing.
+
+    The runtime raises a ValueError too, where the numbers of an array are asked for.
+    """
+    found = re.match(r"([A-Z_]+): (.*)", str(error), re.DOTALL)
+    if found is None or not isinstance(error, jax.errors.JaxRuntimeError | ValueError):
+        return "", ""
+    return found[1], found[2].lower()

@@ -1,7 +1,10 @@
 """Checkpoints: what is saved comes back, once it was found whole; the newest stay."""
 
+import gc
+import itertools
 import os
 import time
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -113,3 +116,20 @@ def test_an_item_that_an_older_step_has_not_is_zeros(tmp_path, monkeypatch):
     assert np.array_equal(found.state.trainable[KERNEL], state(3).trainable[KERNEL])
     moment, like = found.state.optimizer.mu[KERNEL], state().optimizer.mu[KERNEL]
     assert not moment.any() and moment.sharding == like.sharding and moment.dtype == like.dtype
+
+
+def test_a_save_leaves_no_object_behind(tmp_path):
+    checkpoints = saved(tmp_path, 1)
+
+    def objects_after(last_step: int) -> Counter[str]:
+        for step in range(checkpoints.last_good + 1, last_step + 1):
+            checkpoints.save(state(step), Progress(step=step), {})
+        checkpoints.wait()
+        gc.collect()
+        return Counter(type(thing).__qualname__ for thing in gc.get_objects())
+
+    counts = [objects_after(step) for step in (17, 25, 33)]  # Orbax remembers the last 32 paths
+    grown = [after - before for before, after in itertools.pairwise(counts)]
+    always = {name for name in grown[0] if min(each[name] for each in grown) >= 8}
+    # TensorStore 0.1.86 never gives back the lists of the JSON that Orbax asks it for.
+    assert always <= {"list"}
