@@ -7,9 +7,7 @@ waits for stands in a page of memory that both see (`training.watchdog` writes i
 
 import contextlib
 import faulthandler
-import json
 import math
-import mmap
 import os
 import select
 import signal
@@ -20,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from astrollava_jax.cli import stacks
+from astrollava_jax.cli.page import Page
 from astrollava_jax.cli.stacks import STACKS
 
 HEARTBEAT, UNWATCHED = "ASTROLLAVA_HEARTBEAT", "ASTROLLAVA_UNWATCHED"
@@ -27,8 +26,6 @@ HEARTBEAT, UNWATCHED = "ASTROLLAVA_HEARTBEAT", "ASTROLLAVA_UNWATCHED"
 
 BEGAN = "ASTROLLAVA_BEGAN"
 """When the command that was typed began, in seconds since 1970; a child has it from its parent."""
-
-PAGE_BYTES = 1024
 
 RESUMABLE, FAILED = 75, 1
 
@@ -120,7 +117,7 @@ def end_child(code: int) -> None:
 class _Supervisor:
     def __init__(self, command: Sequence[str]):
         self._command = command
-        self._page = _Page()
+        self._page = Page()
         self._arrived: list[int] = []
         self._interrupted_at: float | None = None
         self._awake_since = time.monotonic()
@@ -248,26 +245,6 @@ class _Supervisor:
             self._child.wait(KILL_SECONDS)
         except subprocess.TimeoutExpired:
             _say(f"process {self._child.pid} waits in the kernel, for a disk perhaps, and stays")
-
-
-class _Page:
-    """What the child writes; on systems without such memory, nothing ever."""
-
-    def __init__(self):
-        make = getattr(os, "memfd_create", None)
-        self.descriptor: int | None = make("astrollava") if make else None
-        self._memory: Any = None
-        self._last: dict[str, Any] = {}
-        if self.descriptor is not None:
-            os.truncate(self.descriptor, PAGE_BYTES)
-            self._memory = mmap.mmap(self.descriptor, PAGE_BYTES)
-
-    def read(self) -> dict[str, Any]:
-        """The newest facts; those before, if they are just being written."""
-        if self._memory is not None:
-            with contextlib.suppress(ValueError):
-                self._last = json.loads(self._memory[:].rstrip(b"\0") or b"{}")
-        return self._last
 
 
 @contextlib.contextmanager

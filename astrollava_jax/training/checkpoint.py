@@ -101,6 +101,7 @@ class Checkpoints:
             raise save_errors.not_finite(progress.step, bad, self.last_good)
         self.wait()
         self._check_there()
+        self._tell_of_a_loss()
         if progress.step == self.last_good:
             return
         if any(gather(files.exists(self._path(progress.step)))):
@@ -244,6 +245,16 @@ class Checkpoints:
         """Raises SaveFailed, in all processes, if the folder is lost."""
         if told := agree(str(self.lost() or "")):
             raise SaveFailed(told)
+
+    def _tell_of_a_loss(self) -> None:
+        """Forgets the good step if somebody has removed it: there is none until the next is."""
+        if self.last_good is None or agree(files.exists(self._path(self.last_good))):
+            return
+        self._tell(
+            f"CHECKPOINT LOST: {self._path(self.last_good)} was good, and was removed while the "
+            "run goes on; until the next one is good there may be none to go on from"
+        )
+        self.last_good = None
 
     def _failed(self, step: int, error: BaseException) -> SaveFailed:
         good = None if self.last_good is None else self._path(self.last_good)

@@ -184,7 +184,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def test_a_parent_without_any_stream_shares_its_page_with_its_child():
-    child = "import mmap, os; from astrollava_jax.cli.supervisor import PAGE_BYTES; "
+    child = "import mmap, os; from astrollava_jax.cli.page import PAGE_BYTES; "
     child += "mmap.mmap(int(os.environ['ASTROLLAVA_HEARTBEAT'].split(':')[0]), PAGE_BYTES); "
     child += "os.kill(os.getpid(), 9)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -107,3 +107,15 @@ def test_what_cannot_be_noted_of_a_good_step_is_told_and_ends_nothing(tmp_path, 
     save(checkpoints, 3, 5, 7)
     assert steps(str(tmp_path)) == [5, 7]
     assert "it could not be noted that step 5 is good: no room for 5" in capsys.readouterr().out
+
+
+def test_a_good_step_that_somebody_removes_is_told_and_the_next_one_is_saved(tmp_path, capsys):
+    place = Place(tmp_path / "checkpoints")
+    save(place.checkpoints, 3)
+    shutil.rmtree(place.folder)
+    save(place.checkpoints, 5)
+    said = capsys.readouterr().out
+    assert f"CHECKPOINT LOST: {place.folder}/3 was good, and was removed" in said
+    assert steps(str(place.folder)) == [5] == [place.checkpoints.last_good]
+    save(place.checkpoints, 7, 9, 11)  # what is removed for its age is not lost
+    assert "LOST" not in capsys.readouterr().out
