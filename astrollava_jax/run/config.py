@@ -10,6 +10,7 @@ from astrollava_jax.config import ConfigError, config, differences, plain
 from astrollava_jax.data.image import Mode
 from astrollava_jax.data.mixture import DataConfig, TemplateName
 from astrollava_jax.data.pack import BatchConfig
+from astrollava_jax.models.attention import Choice
 from astrollava_jax.models.layers import Remat
 from astrollava_jax.models.lora import LoraConfig
 from astrollava_jax.models.quantize import FORMS, Form
@@ -138,6 +139,8 @@ class RunConfig:
     optimizer: OptimizerConfig
     precision: Precision = Precision()
     remat: Remat = "full"
+    attention: Choice = "auto"
+    """What computes the decoder's attention; auto = what is made for the device."""
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig | None = None

@@ -60,6 +60,8 @@ def get_ready(console: Console, run: RunConfig, bases: opening.Bases, *, keep: b
         samples=max(data.plan.samples(step) for step in range(data.plan.total_steps)),
         updates=data.plan.total_steps,
     )
+    for note in stage.notes:
+        console.print(f"note: {note}")
     rows = data.plan.rows // stage.micro_batches
     held_out = held_out_data(run, tokenizer, config.image_facts, rows, keep=keep)
     return Ready(opened, going_on, fresh, stage, data, held_out)
