@@ -10,6 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from astrollava_jax.models import splash
+from astrollava_jax.models.remat import ATTENTION
 from astrollava_jax.sharding import spec
 
 Kernel = Literal["xla", "splash", "cudnn", "interpreted"]
@@ -17,9 +18,6 @@ Kernel = Literal["xla", "splash", "cudnn", "interpreted"]
 
 Choice = Literal["auto", "xla", "splash", "cudnn"]
 """What a run may say; `auto` is the kernel of the device, or XLA where that cannot do it."""
-
-SAVED_AS = "attention"
-"""The name by which a remat policy knows what was gathered."""
 
 
 def attention_mask(
@@ -96,14 +94,14 @@ def _einsum(
     if causal or window is not None or segment_ids is not None:
         mask = attention_mask(_ids(q, segment_ids), causal=causal, window=window)
     gathered = masked_attention(q, k, v, mask, softcap=softcap, scale=scale)
-    return checkpoint_name(gathered, SAVED_AS)
+    return checkpoint_name(gathered, ATTENTION)
 
 
 def _splash(
     q: Array, k: Array, v: Array, segment_ids: Array | None, *, interpret: bool = False, **how: Any
 ) -> Array:
     """The Pallas kernel, on each device's own rows and heads."""
-    local = functools.partial(splash.gather, saved_as=SAVED_AS, interpret=interpret, **how)
+    local = functools.partial(splash.gather, saved_as=ATTENTION, interpret=interpret, **how)
     return _on_shards(local, q, k, v, _ids(q, segment_ids))
 
 
@@ -111,7 +109,7 @@ def _cudnn(
     q: Array, k: Array, v: Array, segment_ids: Array | None,
     *, causal: bool, window: int | None, softcap: float | None, scale: float,
 ) -> Array:  # fmt: skip
-    """cuDNN's flash attention, on each device's own rows and heads.
+    """Flash attention by cuDNN, on each device's own rows and heads.
 
     The samples of a row are told apart by a bias, `[B, 1, T, T]` for all heads: `jax.nn` has no
     other way. cuDNN itself could take each sample's length and offset instead.
@@ -187,9 +185,7 @@ def native(device: Any) -> Kernel:
     return "cudnn" if device.platform == "gpu" and "NVIDIA" in device.device_kind else "xla"
 
 
-def choose(
-    wanted: Choice, device: Any, q: Any, softcap: float | None
-) -> tuple[Kernel, str | None]:
+def choose(wanted: Choice, device: Any, q: Any, softcap: float | None) -> tuple[Kernel, str | None]:
     """The kernel for a decoder on a device, and what to tell of it.
 
     Args:

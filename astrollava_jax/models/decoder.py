@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int
 
 from astrollava_jax.config import config
 from astrollava_jax.models.attention import Kernel, attention
-from astrollava_jax.models.layers import Embedding, Linear, Remat, stack, walk
+from astrollava_jax.models.layers import Embedding, Linear, stack, walk
+from astrollava_jax.models.remat import Remat
 from astrollava_jax.models.rotary import Angles, RopeScaling, rotary_angles, rotate
 
 
@@ -61,7 +62,6 @@ class DecoderConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} must be even: rotary turns pairs")
-
 
     @property
     def scores_softcap(self) -> float | None:

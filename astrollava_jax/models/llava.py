@@ -18,10 +18,11 @@ from astrollava_jax.config import config
 from astrollava_jax.models.attention import Kernel
 from astrollava_jax.models.clip import ClipConfig
 from astrollava_jax.models.gemma2 import Gemma2Config
-from astrollava_jax.models.layers import Embedding, Remat, gather_rows
+from astrollava_jax.models.layers import Embedding, gather_rows
 from astrollava_jax.models.llama import LlamaConfig
 from astrollava_jax.models.phi3 import Phi3Config
 from astrollava_jax.models.projector import IdentityConfig, LinearConfig, MlpConfig
+from astrollava_jax.models.remat import Remat
 from astrollava_jax.models.siglip import SiglipConfig
 from astrollava_jax.sharding import Axes, shard
 

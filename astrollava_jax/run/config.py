@@ -11,9 +11,9 @@ from astrollava_jax.data.image import Mode
 from astrollava_jax.data.mixture import DataConfig, TemplateName
 from astrollava_jax.data.pack import BatchConfig
 from astrollava_jax.models.attention import Choice
-from astrollava_jax.models.layers import Remat
 from astrollava_jax.models.lora import LoraConfig
 from astrollava_jax.models.quantize import FORMS, Form
+from astrollava_jax.models.remat import Remat
 from astrollava_jax.sharding import MeshConfig
 from astrollava_jax.training.anomaly import BadNumbers
 from astrollava_jax.training.optimizer import Fraction, OptimizerConfig

@@ -13,8 +13,9 @@ from astrollava_jax.batch import Batch
 from astrollava_jax.config import config
 from astrollava_jax.models import dropout
 from astrollava_jax.models.attention import Kernel
-from astrollava_jax.models.layers import Remat, gather_rows
+from astrollava_jax.models.layers import gather_rows
 from astrollava_jax.models.llava import Llava
+from astrollava_jax.models.remat import Remat
 from astrollava_jax.params import Params, merge
 from astrollava_jax.sharding import shard
 from astrollava_jax.training import anomaly

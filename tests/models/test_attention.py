@@ -109,7 +109,9 @@ def test_splash_takes_heads_of_any_width(head_dim):
 @pytest.mark.parametrize("axes", [(2, 2, 2), (1, 4, 1)], ids=str)
 def test_on_a_mesh_each_device_does_its_own_rows_and_heads(axes):
     data, fsdp, tensor = axes
-    mesh = MeshConfig(data=data, fsdp=fsdp, tensor=tensor).build(jax.devices()[: data * fsdp * tensor])
+    mesh = MeshConfig(data=data, fsdp=fsdp, tensor=tensor).build(
+        jax.devices()[: data * fsdp * tensor]
+    )
     how = {"window": 100, "softcap": 3.0}
     arrays = noise(4, 0), noise(2, 1), noise(2, 2)
     ids, weights = jnp.asarray(segment_ids()), noise(4, 3)

@@ -10,6 +10,7 @@ from tiny_llava import assert_close
 
 from astrollava_jax.models.layers import Linear, compiler_options, stack, walk
 from astrollava_jax.models.projector import IdentityConfig, LinearConfig, MlpConfig
+from astrollava_jax.models.remat import REMAT
 from astrollava_jax.params import merge, split
 
 DEPTH, WIDTH = 6, 8
@@ -28,7 +29,7 @@ def one_by_one(layers, x: jax.Array, used: int) -> jax.Array:
     return x
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("remat", ["none", *REMAT])
 @pytest.mark.parametrize("used", [DEPTH, DEPTH - 1, 1, 0])
 def test_a_walk_is_a_loop_over_the_used_layers(remat, used):
     def make(rngs: nnx.Rngs) -> Linear:
