@@ -197,17 +197,6 @@ def walk(
     ]
 
 
-def compiler_options() -> dict[str, str]:
-    """What XLA must be told by whoever compiles a walk over layers stored in bfloat16.
-
-    On a CPU it multiplies them as float32, and would turn whole stacks before the loop: twice the
-    bytes of the model besides the model.
-    """
-    if jax.default_backend() != "cpu":
-        return {}
-    return {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
-
-
 def quick_gelu(x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
     """CLIP's activation, x * sigmoid(1.702 x). Exact GELU in its place shifts every feature."""
     return x * jax.nn.sigmoid(1.702 * x)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from astrollava_jax import files
+from astrollava_jax import compiler, files
 from astrollava_jax.config import ConfigError, config, differences, plain
 from astrollava_jax.data.image import Mode
 from astrollava_jax.data.mixture import DataConfig, TemplateName
@@ -142,6 +142,9 @@ class RunConfig:
     attention: Choice = "auto"
     """What computes the decoder's attention; auto = what is made for the device."""
     mesh: MeshConfig = MeshConfig()
+    compiler_options: compiler.Options = dataclasses.field(default_factory=dict)
+    """What XLA is told besides, or instead of, what it is told for every such device; it knows the
+    names of one kind of device only."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig | None = None
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
@@ -160,6 +163,7 @@ class RunConfig:
                 f"out is {self.out!r}: checkpoints cannot be written below a folder whose name "
                 f"holds {' '.join(patterns)}; choose another"
             )
+        compiler.check(self.compiler_options)
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(
                 f"state exactly one of epochs ({self.epochs}) and steps ({self.steps})"
@@ -169,6 +173,7 @@ class RunConfig:
 
 
 FREE = ("out", "mesh", "batch.rows_per_device", "workers", "log", "checkpoint") + (
+    "compiler_options",
     "preemption",
     "watchdog",
     "init.model",

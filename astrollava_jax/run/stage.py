@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from astrollava_jax import compiler
 from astrollava_jax.batch import Batch, ImageFacts
 from astrollava_jax.data.rows import RowShape
 from astrollava_jax.models import quantize
@@ -171,7 +172,11 @@ def build(
     state = TrainState(trained, moments, history)
     llm = model.config.llm
     queries = jax.ShapeDtypeStruct((rows, run.batch.length, llm.num_heads, llm.head_dim), compute)
-    kernel, note = choose(run.attention, mesh.devices.flat[0], queries, llm.scores_softcap)
+    device = mesh.devices.flat[0]
+    kernel, note = choose(run.attention, device, queries, llm.scores_softcap)
+    jit = functools.partial(
+        jax.jit, compiler_options=compiler.options(device, run.compiler_options)
+    )
     step = make_train_step(
         model.graphdef,
         optimizer,
@@ -196,8 +201,8 @@ def build(
         batch_sharding=NamedSharding(mesh, PartitionSpec(None, *spec(("batch",), mesh))),
         micro_batches=rows // (rows_per_device * rows_multiple(mesh)),
         spike=spike,
-        step=jax.jit(step, donate_argnums=0, out_shardings=(state, everywhere)),
-        evaluate=jax.jit(evaluate, out_shardings=everywhere),
+        step=jit(step, donate_argnums=0, out_shardings=(state, everywhere)),
+        evaluate=jit(evaluate, out_shardings=everywhere),
         compute=run.precision.compute,
         notes=() if note is None else (note,),
     )
