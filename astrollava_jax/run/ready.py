@@ -1,6 +1,7 @@
 """Before a run's first step: all is opened, compared and planned; then its directory begins."""
 
 import dataclasses
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,10 +13,11 @@ from astrollava_jax.data.tokenizer import Tokenizer
 from astrollava_jax.models.llava import LlavaConfig
 from astrollava_jax.params import Params
 from astrollava_jax.run import directory, opening, processes
+from astrollava_jax.run.ahead import ahead
 from astrollava_jax.run.config import RunConfig, changed
 from astrollava_jax.run.initial import fresh_addresses, with_own_adapters
 from astrollava_jax.run.records import Data, held_out_data, training_data
-from astrollava_jax.run.stage import Stage, build, describe, rows_unit
+from astrollava_jax.run.stage import Stage, abstract_arguments, build, describe, rows_unit
 from astrollava_jax.sharding import whole
 
 
@@ -33,6 +35,7 @@ class Ready:
 
 def get_ready(console: Console, run: RunConfig, bases: opening.Bases, *, keep: bool) -> Ready:
     """Opens and plans everything; `keep` writes the lengths of the records, and nothing else."""
+    began = time.monotonic()
     processes.alike({"config": plain(run), **processes.machine()})
     same = processes.first(lambda: _check_same_run(run))
     reopened = opening.reopen(run, bases) if same else None
@@ -64,7 +67,17 @@ def get_ready(console: Console, run: RunConfig, bases: opening.Bases, *, keep: b
         console.print(f"note: {note}")
     rows = data.plan.rows // stage.micro_batches
     held_out = held_out_data(run, tokenizer, config.image_facts, rows, keep=keep)
+    if keep and not _complete(run, data):
+        arguments = abstract_arguments(
+            stage, run, data.plan.shape, config.image_facts, data.plan.rows
+        )
+        stage = ahead(stage, arguments, began, console.print)
     return Ready(opened, going_on, fresh, stage, data, held_out)
+
+
+def _complete(run: RunConfig, data: Data) -> bool:
+    """Whether there is nothing left to do, as far as names of checkpoints tell."""
+    return data.plan.total_steps in directory.finished_steps(run.out)
 
 
 def _check_same_run(run: RunConfig) -> bool:

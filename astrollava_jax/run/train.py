@@ -11,6 +11,7 @@ from astrollava_jax import files
 from astrollava_jax.config import plain
 from astrollava_jax.params import Params
 from astrollava_jax.run import directory, dry_run, opening, processes
+from astrollava_jax.run.compiled import keep_compiled
 from astrollava_jax.run.config import RunConfig, with_absolute_paths
 from astrollava_jax.run.initial import initial, read
 from astrollava_jax.run.ready import Ready, begin, get_ready
@@ -53,6 +54,7 @@ def train(run: RunConfig, *, bases: opening.Bases = (), dry: bool = False) -> No
     """
     logging.getLogger("absl").setLevel(logging.WARNING)  # orbax tells of every file it writes
     storage.tell_once()
+    keep_compiled()
     run = with_absolute_paths(run)
     stop = Stop(run.preemption)
     with contextlib.ExitStack() as held:
@@ -211,6 +213,7 @@ def _log(
         checkpoints=checkpoints,
         work=_utilisation(stage.model, data),
         records=functools.partial(record_names, data),
+        start=getattr(stage.step, "parts", {}),
     )
 
 
