@@ -61,7 +61,7 @@ def gather(
     """
     heads, length = q.shape[2], q.shape[1]
     tile = next(tile for tile in TILES if length % tile == 0)
-    kernel = pallas.make_splash_mha(
+    kernel: Any = pallas.make_splash_mha(
         pallas.MultiHeadMask([_mask(length, causal, window)] * heads),
         block_sizes=_tiles(tile),
         attn_logits_soft_cap=softcap,
@@ -80,8 +80,8 @@ def gather(
         return kernel(q, k, v, pallas.SegmentIds(segment_ids, segment_ids))
 
     # The kernel has no scale of its own.
-    head_major = (x.swapaxes(1, 2) for x in (q * scale, k, v))
-    return jax.vmap(row)(*head_major, segment_ids).swapaxes(1, 2)
+    q, k, v = (x.swapaxes(1, 2) for x in (q * scale, k, v))
+    return jax.vmap(row)(q, k, v, segment_ids).swapaxes(1, 2)
 
 
 def _mask(length: int, causal: bool, window: int | None) -> Any:

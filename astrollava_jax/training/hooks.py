@@ -167,7 +167,7 @@ class Log:
         self.every_steps, self.attempt, self.chips = every_steps, attempt, chips
         self._first_group, self._checkpoints, self._work = first_group, checkpoints, work
         self._records = records
-        self._start = start or {}
+        self._start = {} if start is None else start
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
