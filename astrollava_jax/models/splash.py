@@ -8,7 +8,6 @@ apart inside the kernel.
 from typing import Any
 
 import jax
-from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 from jaxtyping import Array, Float, Int
 
 TILES = (1024, 512, 256, 128)
@@ -59,9 +58,9 @@ def gather(
             and v: the result, and the logarithm of each softmax's divisor.
         interpret: compute the tiles by ordinary operations, on any device: for comparison only.
     """
-    heads, length = q.shape[2], q.shape[1]
+    pallas, heads, length = _pallas(), q.shape[2], q.shape[1]
     tile = next(tile for tile in TILES if length % tile == 0)
-    kernel: Any = pallas.make_splash_mha(
+    kernel = pallas.make_splash_mha(
         pallas.MultiHeadMask([_mask(length, causal, window)] * heads),
         block_sizes=_tiles(tile),
         attn_logits_soft_cap=softcap,
@@ -84,20 +83,27 @@ def gather(
     return jax.vmap(row)(q, k, v, segment_ids).swapaxes(1, 2)
 
 
+def _pallas() -> Any:
+    """JAX's kernel; who has no TPU need not load it, nor have a JAX that has it."""
+    from jax.experimental.pallas.ops.tpu import splash_attention
+
+    return splash_attention
+
+
 def _mask(length: int, causal: bool, window: int | None) -> Any:
-    square = (length, length)
+    pallas, square = _pallas(), (length, length)
     if window is not None:
         return pallas.LocalMask(square, (window - 1, 0 if causal else window - 1), 0)
     return pallas.CausalMask(square) if causal else pallas.FullMask(square)
 
 
-def _tiles(tile: int) -> pallas.BlockSizes:
+def _tiles(tile: int) -> Any:
     """One size for all: forward, and the two kernels of the backward pass.
 
     The fused kernel for both gradients would write a part of dQ for every column of tiles, and add
     them up outside.
     """
-    return pallas.BlockSizes(
+    return _pallas().BlockSizes(
         block_q=tile,
         block_kv=tile,
         block_kv_compute=tile,

@@ -12,25 +12,23 @@ from astrollava_jax.run.stage import Stage
 
 
 class Ahead:
-    """Stands in the place of a stage's step: the same program, compiled in a thread.
+    """A step that is compiled in a thread, and waited for when it is first called.
 
     Args:
-        stage: whose step it is.
-        arguments: shapes of what the step takes, with their layout.
+        compiled: compiles it.
         began: when the run was begun to be opened, on the clock of `time.monotonic`.
         tell: is told of the way to the first step, when that is done.
     """
 
     def __init__(
-        self, stage: Stage, arguments: tuple[Any, ...], began: float, tell: Callable[[str], None]
+        self, compiled: Callable[[], Callable[..., Any]], began: float, tell: Callable[[str], None]
     ):
         self.parts: dict[str, float] = {}
         """Seconds to the end of the first step, by what was waited for; empty until then."""
-        self._stage, self._arguments = stage, arguments
         self._marks, self._tell = [began, time.monotonic()], tell
+        self._step: Callable[..., Any] | None = None
         self._error: BaseException | None = None
-        self._compiled: Any = None
-        self._thread = threading.Thread(target=self._compile, name="compile")
+        self._thread = threading.Thread(target=self._run, args=(compiled,), name="compile")
         self._thread.start()
 
     def __call__(self, *arguments: Any) -> Any:
@@ -40,23 +38,23 @@ class Ahead:
             Exception: whatever the compilation ended with.
         """
         if self.parts:
-            return self._compiled(*arguments)
+            return self._step(*arguments)  # pyright: ignore
         self._marks.append(time.monotonic())
         self._thread.join()
-        if self._error is not None:
+        if self._step is None:
+            assert self._error is not None
             raise self._error
         self._marks.append(time.monotonic())
-        found = jax.block_until_ready(self._compiled(*arguments))
+        found = jax.block_until_ready(self._step(*arguments))
         self._marks.append(time.monotonic())
         spans = (after - before for before, after in zip(self._marks, self._marks[1:]))
         self.parts.update(zip(("open", "weights", "compile", "first_step"), spans))
         self._tell(told(self.parts))
         return found
 
-    def _compile(self) -> None:
+    def _run(self, compiled: Callable[[], Callable[..., Any]]) -> None:
         try:
-            with self._stage.active():
-                self._compiled = self._stage.step.lower(*self._arguments).compile()  # pyright: ignore
+            self._step = compiled()
         except BaseException as error:
             self._error = error
 
@@ -64,8 +62,20 @@ class Ahead:
 def ahead(
     stage: Stage, arguments: tuple[Any, ...], began: float, tell: Callable[[str], None]
 ) -> Stage:
-    """The stage, whose step begins to be compiled now."""
-    return dataclasses.replace(stage, step=Ahead(stage, arguments, began, tell))
+    """The stage, whose step begins to be compiled now.
+
+    Args:
+        stage: it runs the same program as before.
+        arguments: shapes of what the step takes, with their layout.
+        began: as for `Ahead`.
+        tell: as for `Ahead`.
+    """
+
+    def compiled() -> Callable[..., Any]:
+        with stage.active():
+            return stage.step.lower(*arguments).compile()  # pyright: ignore
+
+    return dataclasses.replace(stage, step=Ahead(compiled, began, tell))
 
 
 def told(parts: dict[str, float]) -> str:

@@ -7,14 +7,11 @@ import sys
 import threading
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import pytest
 import small_run
 
 from astrollava_jax.run import ready
 from astrollava_jax.run.ahead import Ahead, told
-from astrollava_jax.run.stage import Stage
 from astrollava_jax.run.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -42,42 +39,27 @@ def test_what_was_waited_for_is_told_in_a_line():
     assert told(parts) == "ready in 41.0 s: open 3.0, weights 20.0, compile 15.0, first step 3.0"
 
 
-class Lowered:
-    """What a step is compiled from, as far as `Ahead` asks; it waits until it may end."""
-
-    def __init__(self, compiled):
-        self.compiled, self.may_end = compiled, threading.Event()
-
-    def lower(self, *arguments) -> "Lowered":
-        return self
-
-    def compile(self):
-        assert self.may_end.wait(60)
-        if isinstance(self.compiled, Exception):
-            raise self.compiled
-        return self.compiled
-
-
-def stage_of(step: Lowered) -> Stage:
-    mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
-    nothing = dict.fromkeys(Stage.__dataclass_fields__)
-    return Stage(**{**nothing, "mesh": mesh, "step": step, "compute": "float32"})  # pyright: ignore
-
-
 def test_others_go_on_while_it_is_compiled_and_the_first_step_waits():
-    step, lines = Lowered(lambda x: x + 1), []
-    ahead = Ahead(stage_of(step), (), 0.0, lines.append)
+    may_end, lines = threading.Event(), []
+
+    def compiled():
+        assert may_end.wait(60)
+        return lambda x: x + 1
+
+    ahead = Ahead(compiled, 0.0, lines.append)
     assert not ahead.parts and not lines, "it is not compiled, and nobody waits"
-    step.may_end.set()
-    assert [int(ahead(jnp.int32(value))) for value in (1, 2)] == [2, 3]
+    may_end.set()
+    assert [ahead(1), ahead(2)] == [2, 3]
     assert list(ahead.parts) == PARTS and lines == [told(ahead.parts)]
 
 
 def test_what_the_compilation_ends_with_is_raised_where_the_step_is_needed():
-    step = Lowered(ValueError("it does not fit"))
-    step.may_end.set()
+    def compiled():
+        raise ValueError("it does not fit")
+
+    ahead = Ahead(compiled, 0.0, print)
     with pytest.raises(ValueError, match="it does not fit"):
-        Ahead(stage_of(step), (), 0.0, print)(1)
+        ahead(1)
 
 
 COMPILE = """
