@@ -15,7 +15,7 @@ from astrollava_jax import compiler
 from astrollava_jax.batch import Batch, ImageFacts
 from astrollava_jax.data.rows import RowShape
 from astrollava_jax.models import quantize
-from astrollava_jax.models.attention import choose
+from astrollava_jax.models.attention import Kernel, choose
 from astrollava_jax.models.llava import Llava, LlavaConfig, logical_axes
 from astrollava_jax.models.lora import LORA_A, attach
 from astrollava_jax.params import Params, split
@@ -170,13 +170,9 @@ def build(
     history = None if spike is None else History(everywhere, everywhere, everywhere)  # pyright: ignore
     moments = AdamState(everywhere, trained, trained)  # pyright: ignore
     state = TrainState(trained, moments, history)
-    llm = model.config.llm
-    queries = jax.ShapeDtypeStruct((rows, run.batch.length, llm.num_heads, llm.head_dim), compute)
-    device = mesh.devices.flat[0]
-    kernel, note = choose(run.attention, device, queries, llm.scores_softcap)
-    jit = functools.partial(
-        jax.jit, compiler_options=compiler.options(device, run.compiler_options)
-    )
+    kernel, note = _attention(run, model, mesh, rows)
+    told = compiler.options(mesh.devices.flat[0], run.compiler_options)
+    jit = functools.partial(jax.jit, compiler_options=told)
     step = make_train_step(
         model.graphdef,
         optimizer,
@@ -206,6 +202,13 @@ def build(
         compute=run.precision.compute,
         notes=() if note is None else (note,),
     )
+
+
+def _attention(run: RunConfig, model: Model, mesh: Mesh, rows: int) -> tuple[Kernel, str | None]:
+    """What computes the decoder's attention, and what to tell of it."""
+    llm, compute = model.config.llm, jnp.dtype(run.precision.compute)
+    queries = jax.ShapeDtypeStruct((rows, run.batch.length, llm.num_heads, llm.head_dim), compute)
+    return choose(run.attention, mesh.devices.flat[0], queries, llm.scores_softcap)
 
 
 def abstract_params(stage: Stage, addresses: list[str], dtype: str) -> Params:

@@ -172,18 +172,14 @@ def make_train_step(
         dtype: in which the model computes.
         remat: what the backward pass finds in memory.
         kernel: what computes the decoder's attention.
-        dropout_seed: what the masks of dropout follow from, with the count of updates; None for
-            models that drop nothing.
+        dropout_seed: what masks follow from, with the count of updates; None = nothing is dropped.
         spike: what is too large to be learned from; None if nothing finite is.
     """
 
     def micro_loss(
-        trainable: Params,
-        frozen: Params,
-        micro: Batch,
-        weights: Float[Array, "B K"],
+        trainable: Params, frozen: Params, micro: Batch, weights: Float[Array, "B K"],
         draw: dropout.Draw | None,
-    ) -> Float[Array, ""]:
+    ) -> Float[Array, ""]:  # fmt: skip
         model = merge(graphdef, {**frozen, **trainable})
         with dropout.masks(draw):
             hidden = model(micro, dtype=dtype, remat=remat, kernel=kernel)
