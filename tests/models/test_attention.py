@@ -144,6 +144,34 @@ def test_for_a_tpu_the_kernels_are_in_the_program_and_no_square_of_scores():
     assert "2048x2048" not in text
 
 
+def compared_on_its_device(kernel: str, **how) -> None:
+    """A kernel in bfloat16 against the einsum in float32, of the same numbers."""
+    if native(jax.devices()[0]) != kernel:
+        pytest.skip(f"{kernel} is not made for {jax.devices()[0].device_kind}")
+    arrays = [
+        noise(heads, seed, 64).astype(jnp.bfloat16) for heads, seed in ((4, 0), (2, 1), (2, 2))
+    ]
+    ids, weights = jnp.asarray(segment_ids()), noise(4, 3, 64)
+    with jax.default_matmul_precision("highest"):
+        wide = [array.astype(jnp.float32) for array in arrays]
+        expected = with_gradients("xla", ids, weights, **how)(*wide)
+    found = with_gradients(kernel, ids, weights, **how)(*arrays)
+    for what, ours, theirs in zip(("gathered", "of q", "of k", "of v"), found, expected):
+        assert_close(ours.astype(jnp.float32), theirs, what, 2e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", ["causal", "causal, a small window", "both ways, a window"])
+def test_cudnn_and_its_gradients_are_those_of_the_einsum(case):
+    compared_on_its_device("cudnn", **CASES[case])
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize("case", CASES)
+def test_splash_on_a_tpu_and_its_gradients_are_those_of_the_einsum(case):
+    compared_on_its_device("splash", **CASES[case])
+
+
 def device(platform: str, kind: str = "some device"):
     return types.SimpleNamespace(platform=platform, device_kind=kind)
 
