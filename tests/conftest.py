@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("PJRT_NPROC", "16")  # fewer threads than devices starve a collective
+os.environ["ASTROLLAVA_COMPILE_CACHE"] = "off"  # no test leaves anything in a home
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"

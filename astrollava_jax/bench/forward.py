@@ -46,7 +46,7 @@ def ours(folder: str) -> tuple[Scores, dict[str, Any]]:
     import jax
     import jax.numpy as jnp
 
-    from astrollava_jax.models.layers import compiler_options
+    from astrollava_jax import compiler
     from astrollava_jax.params import merge, split
     from astrollava_jax.weights.directory import open_model
     from astrollava_jax.weights.load import load
@@ -62,6 +62,7 @@ def ours(folder: str) -> tuple[Scores, dict[str, Any]]:
     graphdef, wanted = split(config.abstract())
     abstract = {a: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16) for a, x in wanted.items()}
     programs, scores, facts = {}, {}, {}
+    told = compiler.options(jax.devices()[0])
     for dtype in DTYPES:
         # Before anything is loaded: whether the model fits is known from here on.
         def pass_(params: Any, batch: Any, dtype: str = dtype) -> jax.Array:
@@ -70,7 +71,7 @@ def ours(folder: str) -> tuple[Scores, dict[str, Any]]:
 
         start = time.monotonic()
         with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
-            lowered = jax.jit(pass_, compiler_options=compiler_options()).lower(abstract, batch)
+            lowered = jax.jit(pass_, compiler_options=told).lower(abstract, batch)
         programs[dtype] = lowered.compile()
         analysis: Any = programs[dtype].memory_analysis()
         facts[f"{dtype}_compile_seconds"] = time.monotonic() - start

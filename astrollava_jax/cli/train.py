@@ -23,6 +23,9 @@ Several processes are one run where Slurm, MPI or a TPU pod started them, or wit
   ASTROLLAVA_PROCESS=I               which this one is, from 0 on
 They share one file system. ASTROLLAVA_UNWATCHED=1 trains without the small parent process that
 passes signals on and ends a run that hangs.
+
+What is compiled is kept for the next start in ~/.cache/astrollava_jax/xla (or in the same folder
+below XDG_CACHE_HOME); ASTROLLAVA_COMPILE_CACHE=DIR keeps it elsewhere, off instead of DIR nowhere.
 """
 
 

@@ -21,10 +21,10 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from astrollava_jax import compiler
 from astrollava_jax.batch import Batch, ImageFacts
 from astrollava_jax.inference.cache import empty_cache, read_on
 from astrollava_jax.inference.prompt import Prompt, to_batch
-from astrollava_jax.models.layers import compiler_options
 from astrollava_jax.params import merge
 from astrollava_jax.sharding import rows_multiple, shard
 
@@ -36,7 +36,8 @@ MAX_POSITIONS = 16_384
 def _compiled(function: Callable[..., Array], *static: str) -> Callable[..., Array]:
     """The function under `jax.jit`: made when it is used, for it asks which back end there is."""
     names = ("graphdef", "dtype", *static)
-    return jax.jit(function, static_argnames=names, compiler_options=compiler_options())
+    told = compiler.options(jax.local_devices()[0])
+    return jax.jit(function, static_argnames=names, compiler_options=told)
 
 
 def complete(

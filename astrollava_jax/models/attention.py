@@ -1,8 +1,23 @@
 """Attention: one function, several kernels, one meaning."""
 
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
+
+from astrollava_jax.models import splash
+from astrollava_jax.models.remat import ATTENTION
+from astrollava_jax.sharding import spec
+
+Kernel = Literal["xla", "splash", "cudnn", "interpreted"]
+"""A row of `KERNELS`."""
+
+Choice = Literal["auto", "xla", "splash", "cudnn"]
+"""What a run may say; `auto` is the kernel of the device, or XLA where that cannot do it."""
 
 
 def attention_mask(
@@ -39,6 +54,7 @@ def attention(
     window: int | None = None,
     softcap: float | None = None,
     scale: float | None = None,
+    kernel: Kernel = "xla",
 ) -> Float[Array, "B T N H"]:
     """What each query gathers from the keys of its own sample.
 
@@ -54,14 +70,145 @@ def attention(
         window: how many positions a query sees, its own included; all unless given.
         softcap: what no score passes.
         scale: of the scores; 1 / sqrt(H) unless given.
+        kernel: what computes it.
+
+    Raises:
+        ValueError: if the kernel cannot do this.
     """
+    row = KERNELS[kernel]
+    missing = row.lacks(q, softcap)
+    if missing is not None:
+        raise ValueError(f"attention by {kernel}: {missing}")
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return row.gather(
+        q, k, v, segment_ids, causal=causal, window=window, softcap=softcap, scale=scale
+    )
+
+
+def _einsum(
+    q: Array, k: Array, v: Array, segment_ids: Array | None,
+    *, causal: bool, window: int | None, softcap: float | None, scale: float,
+) -> Array:  # fmt: skip
+    """All scores of a row at once, by ordinary operations."""
     mask = None
     if causal or window is not None or segment_ids is not None:
-        one_sample = jnp.ones(q.shape[:2], jnp.int32)
-        mask = attention_mask(
-            one_sample if segment_ids is None else segment_ids, causal=causal, window=window
+        mask = attention_mask(_ids(q, segment_ids), causal=causal, window=window)
+    gathered = masked_attention(q, k, v, mask, softcap=softcap, scale=scale)
+    return checkpoint_name(gathered, ATTENTION)
+
+
+def _splash(
+    q: Array, k: Array, v: Array, segment_ids: Array | None, *, interpret: bool = False, **how: Any
+) -> Array:
+    """The Pallas kernel, on each device's own rows and heads."""
+    local = functools.partial(splash.gather, saved_as=ATTENTION, interpret=interpret, **how)
+    return _on_shards(local, q, k, v, _ids(q, segment_ids))
+
+
+def _cudnn(
+    q: Array, k: Array, v: Array, segment_ids: Array | None,
+    *, causal: bool, window: int | None, softcap: float | None, scale: float,
+) -> Array:  # fmt: skip
+    """Flash attention by cuDNN, on each device's own rows and heads.
+
+    The samples of a row are told apart by a bias, `[B, 1, T, T]` for all heads: `jax.nn` has no
+    other way. cuDNN itself could take each sample's length and offset instead.
+    """
+    assert softcap is None
+
+    def local(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
+        mask = attention_mask(segment_ids, causal=causal, window=window)[:, None]
+        # Both say it: the tiles above the diagonal are then not computed.
+        return jax.nn.dot_product_attention(
+            q, k, v, mask=mask, is_causal=causal, scale=scale, implementation="cudnn"
         )
-    return masked_attention(q, k, v, mask, softcap=softcap, scale=scale)
+
+    return _on_shards(local, q, k, v, _ids(q, segment_ids))
+
+
+def _ids(q: Array, segment_ids: Array | None) -> Array:
+    return jnp.ones(q.shape[:2], jnp.int32) if segment_ids is None else segment_ids
+
+
+def _on_shards(local: Any, q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
+    """Rows and heads know nothing of each other: each device does its own, where there is a mesh.
+
+    The compiler cannot split a kernel that it knows nothing of.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return local(q, k, v, segment_ids)
+    heads = spec(("batch", "length", "heads", "head_dim"), mesh)
+    ids = spec(("batch", "length"), mesh)
+    split = jax.shard_map(
+        local, in_specs=(heads, heads, heads, ids), out_specs=heads, check_vma=False
+    )
+    return split(q, k, v, segment_ids)
+
+
+def _cudnn_lacks(q: Any, softcap: float | None) -> str | None:
+    if softcap is not None:
+        return f"it has no soft cap of the scores, and this decoder's is {softcap}"
+    if jnp.dtype(q.dtype).itemsize != 2:
+        return f"it computes in bfloat16, found {jnp.dtype(q.dtype).name}"
+    if q.shape[-1] % 8 or q.shape[-1] > 128:
+        return f"its heads have up to 128 numbers, a multiple of 8; found {q.shape[-1]}"
+    if q.shape[1] % 2:
+        return f"it needs rows of an even length, found {q.shape[1]}"
+    return None
+
+
+class Row(NamedTuple):
+    """One kernel."""
+
+    gather: Callable[..., Array]
+    """As `attention`, with everything given but `segment_ids`."""
+    lacks: Callable[[Any, float | None], str | None]
+    """What these queries and their soft cap would need that it does not have."""
+
+
+KERNELS: dict[Kernel, Row] = {
+    "xla": Row(_einsum, lambda q, softcap: None),  # anywhere; memory by the square of the length
+    "splash": Row(_splash, lambda q, softcap: splash.lacks(q)),  # TPU
+    "cudnn": Row(_cudnn, _cudnn_lacks),  # NVIDIA
+    "interpreted": Row(  # splash for those without a TPU: slow, for comparison
+        functools.partial(_splash, interpret=True), lambda q, softcap: splash.lacks(q)
+    ),
+}
+"""What computes attention. All give the same numbers, but for their last bits."""
+
+
+def native(device: Any) -> Kernel:
+    """The kernel that is made for a device, which need not be there."""
+    if device.platform == "tpu":
+        return "splash"
+    return "cudnn" if device.platform == "gpu" and "NVIDIA" in device.device_kind else "xla"
+
+
+def choose(wanted: Choice, device: Any, q: Any, softcap: float | None) -> tuple[Kernel, str | None]:
+    """The kernel for a decoder on a device, and what to tell of it.
+
+    Args:
+        wanted: by name, or `auto`: the device's own, or XLA where that cannot do it.
+        device: one that the program is compiled for.
+        q: shape `[B, T, N, H]` and dtype of the queries.
+        softcap: of the scores.
+
+    Raises:
+        ValueError: if a kernel that is named cannot do it there.
+    """
+    own = native(device)
+    named = wanted not in ("auto", "xla")
+    if named and wanted != own:
+        raise ValueError(f"attention: {wanted} does not run on {device.device_kind}; say auto")
+    if wanted == "xla":
+        return "xla", None
+    missing = KERNELS[own].lacks(q, softcap)
+    if missing is None:
+        return own, None
+    if named:
+        raise ValueError(f"attention: {own} cannot do this: {missing}; change that, or say auto")
+    return "xla", f"attention is computed by XLA, for {own} cannot do it: {missing}"
 
 
 def masked_attention(

@@ -11,8 +11,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from astrollava_jax.config import config
-from astrollava_jax.models.attention import attention
-from astrollava_jax.models.layers import Embedding, Linear, Remat, stack, walk
+from astrollava_jax.models.attention import Kernel, attention
+from astrollava_jax.models.layers import Embedding, Linear, stack, walk
+from astrollava_jax.models.remat import Remat
 from astrollava_jax.models.rotary import Angles, RopeScaling, rotary_angles, rotate
 
 
@@ -61,6 +62,11 @@ class DecoderConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} must be even: rotary turns pairs")
+
+    @property
+    def scores_softcap(self) -> float | None:
+        """What no score of attention passes."""
+        return None
 
 
 class Attention(nnx.Module):
@@ -162,10 +168,11 @@ class Decoder(nnx.Module):
         positions: Int[Array, "B T"],
         *,
         remat: Remat = "none",
+        kernel: Kernel = "xla",
     ) -> Float[Array, "B T D"]:
         """The last normed hidden states of embedded positions."""
         angles = self.angles(positions)
-        attend = functools.partial(attention, segment_ids=segment_ids)
+        attend = functools.partial(attention, segment_ids=segment_ids, kernel=kernel)
         x = walk(self.layers, x, lambda layer, x: layer(x, angles, attend), remat=remat)
         return self.norm(x)
 

@@ -36,6 +36,11 @@ class Gemma2Config(DecoderConfig):
         if self.num_layers % 2:
             raise ValueError(f"num_layers {self.num_layers} must be even: its blocks go in pairs")
 
+    @property
+    def scores_softcap(self) -> float | None:
+        """What no score of attention passes."""
+        return self.attention_softcap
+
     def build(self, rngs: nnx.Rngs) -> "Gemma2":
         """The decoder, with fresh parameters."""
         return Gemma2(self, rngs=rngs)

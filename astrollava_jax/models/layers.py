@@ -2,22 +2,17 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, Shaped
 
 from astrollava_jax.models import dropout
+from astrollava_jax.models.remat import LAYER_INPUT, REMAT, Remat
 from astrollava_jax.sharding import shard
-
-Remat = Literal["none", "dots", "full"]
-REMAT: dict[str, Any] = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep matmul outputs
-    "full": jax.checkpoint_policies.nothing_saveable,  # keep a layer's input only
-}
-"""What the backward pass finds in memory; `none` keeps everything."""
 
 SHORT = 4
 """Stacks up to this depth are unrolled: the loop itself costs a fifth of so small a step."""
@@ -183,6 +178,7 @@ def walk(
 
     def one(carry: Carry, item: tuple[Any, Int[Array, ""] | None]) -> tuple[Carry, None]:
         layer, number = item
+        carry = jax.tree.map(lambda x: checkpoint_name(x, LAYER_INPUT), carry)
         with dropout.in_layer(number):
             return apply(nnx.merge(graphdef, layer), carry), None
 
@@ -199,17 +195,6 @@ def walk(
     return jax.lax.scan(body, carry, (state, numbers) if whole else numbers, unroll=steps <= SHORT)[
         0
     ]
-
-
-def compiler_options() -> dict[str, str]:
-    """What XLA must be told by whoever compiles a walk over layers stored in bfloat16.
-
-    On a CPU it multiplies them as float32, and would turn whole stacks before the loop: twice the
-    bytes of the model besides the model.
-    """
-    if jax.default_backend() != "cpu":
-        return {}
-    return {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
 
 
 def quick_gelu(x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:

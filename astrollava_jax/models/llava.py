@@ -15,12 +15,14 @@ from pydantic import Field
 
 from astrollava_jax.batch import NEWLINE, Batch, ImageFacts
 from astrollava_jax.config import config
+from astrollava_jax.models.attention import Kernel
 from astrollava_jax.models.clip import ClipConfig
 from astrollava_jax.models.gemma2 import Gemma2Config
-from astrollava_jax.models.layers import Embedding, Remat, gather_rows
+from astrollava_jax.models.layers import Embedding, gather_rows
 from astrollava_jax.models.llama import LlamaConfig
 from astrollava_jax.models.phi3 import Phi3Config
 from astrollava_jax.models.projector import IdentityConfig, LinearConfig, MlpConfig
+from astrollava_jax.models.remat import Remat
 from astrollava_jax.models.siglip import SiglipConfig
 from astrollava_jax.sharding import Axes, shard
 
@@ -133,15 +135,20 @@ class Llava(nnx.Module):
         newline = self.image_newline(jnp.zeros((), jnp.int32), features.dtype)
         return jnp.where((feature_index == NEWLINE)[..., None], newline, placed)
 
-    def __call__(self, batch: Batch, *, dtype: Any, remat: Remat = "none") -> Float[Array, "B T D"]:
-        """The last hidden states of a batch, computed in `dtype`."""
+    def __call__(
+        self, batch: Batch, *, dtype: Any, remat: Remat = "none", kernel: Kernel = "xla"
+    ) -> Float[Array, "B T D"]:
+        """The last hidden states of a batch, computed in `dtype`.
+
+        The tower's attention is XLA's whatever the decoder's is: 576 patches and no mask.
+        """
         rows, per_row = batch.images.shape[:2]
         images = batch.images.reshape(rows * per_row, *batch.images.shape[2:])
         features = self.encode(shard(images, "batch", None, None, None), dtype)
         features = features.reshape(rows, per_row * features.shape[1], features.shape[2])
         x = self.place(batch.tokens, batch.feature_index, features)
         x = shard(x, "batch", "length", None)
-        return self.llm(x, batch.segment_ids, batch.positions, remat=remat)
+        return self.llm(x, batch.segment_ids, batch.positions, remat=remat, kernel=kernel)
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Scores of every word."""

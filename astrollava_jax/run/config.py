@@ -5,14 +5,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from astrollava_jax import files
+from astrollava_jax import compiler, files
 from astrollava_jax.config import ConfigError, config, differences, plain
 from astrollava_jax.data.image import Mode
 from astrollava_jax.data.mixture import DataConfig, TemplateName
 from astrollava_jax.data.pack import BatchConfig
-from astrollava_jax.models.layers import Remat
+from astrollava_jax.models.attention import Choice
 from astrollava_jax.models.lora import LoraConfig
 from astrollava_jax.models.quantize import FORMS, Form
+from astrollava_jax.models.remat import Remat
 from astrollava_jax.sharding import MeshConfig
 from astrollava_jax.training.anomaly import BadNumbers
 from astrollava_jax.training.optimizer import Fraction, OptimizerConfig
@@ -138,7 +139,12 @@ class RunConfig:
     optimizer: OptimizerConfig
     precision: Precision = Precision()
     remat: Remat = "full"
+    attention: Choice = "auto"
+    """What computes the decoder's attention; auto = what is made for the device."""
     mesh: MeshConfig = MeshConfig()
+    compiler_options: compiler.Options = dataclasses.field(default_factory=dict)
+    """What XLA is told besides, or instead of, what it is told for every such device; it knows the
+    names of one kind of device only."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig | None = None
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
@@ -157,6 +163,7 @@ class RunConfig:
                 f"out is {self.out!r}: checkpoints cannot be written below a folder whose name "
                 f"holds {' '.join(patterns)}; choose another"
             )
+        compiler.check(self.compiler_options)
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(
                 f"state exactly one of epochs ({self.epochs}) and steps ({self.steps})"
@@ -166,6 +173,7 @@ class RunConfig:
 
 
 FREE = ("out", "mesh", "batch.rows_per_device", "workers", "log", "checkpoint") + (
+    "compiler_options",
     "preemption",
     "watchdog",
     "init.model",

@@ -13,6 +13,7 @@ from astrollava_jax.data.tiles import prepare_tiles
 from astrollava_jax.inference.model import Dtype, Model
 from astrollava_jax.models.llava import logical_axes
 from astrollava_jax.params import split
+from astrollava_jax.run.compiled import keep_compiled
 from astrollava_jax.run.opening import Bases, Opened, open_any, read_params
 from astrollava_jax.sharding import MeshConfig, placements
 from astrollava_jax.weights.save import save
@@ -40,6 +41,7 @@ def to_answer(
     Raises:
         ValueError: if it lacks parameters (two towers that were joined and not trained yet).
     """
+    keep_compiled()
     source = opened.source
     if source.missing:
         raise ValueError(

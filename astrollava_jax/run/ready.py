@@ -1,6 +1,7 @@
 """Before a run's first step: all is opened, compared and planned; then its directory begins."""
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,10 +13,11 @@ from astrollava_jax.data.tokenizer import Tokenizer
 from astrollava_jax.models.llava import LlavaConfig
 from astrollava_jax.params import Params
 from astrollava_jax.run import directory, held, opening, processes
+from astrollava_jax.run.ahead import ahead
 from astrollava_jax.run.config import RunConfig, changed
 from astrollava_jax.run.initial import fresh_addresses, with_own_adapters
 from astrollava_jax.run.records import Data, held_out_data, training_data
-from astrollava_jax.run.stage import Stage, build, describe, rows_unit
+from astrollava_jax.run.stage import Stage, abstract_arguments, build, describe, rows_unit
 from astrollava_jax.sharding import whole
 
 
@@ -36,6 +38,7 @@ def get_ready(console: Console, run: RunConfig, bases: opening.Bases, *, keep: b
 
     Who trains holds the run directory already: what is found there stays so.
     """
+    began = time.monotonic()
     going_on = processes.first(lambda: goes_on(run, console.print))
     opened = opening.reopen(run, bases) if going_on else opening.open_init(run.init, bases)
     for note in () if going_on else opened.source.notes:
@@ -60,9 +63,21 @@ def get_ready(console: Console, run: RunConfig, bases: opening.Bases, *, keep: b
         samples=max(data.plan.samples(step) for step in range(data.plan.total_steps)),
         updates=data.plan.total_steps,
     )
+    for note in stage.notes:
+        console.print(f"note: {note}")
     rows = data.plan.rows // stage.micro_batches
     held_out = held_out_data(run, tokenizer, config.image_facts, rows, keep=keep)
+    if keep and not _complete(run, data):
+        arguments = abstract_arguments(
+            stage, run, data.plan.shape, config.image_facts, data.plan.rows
+        )
+        stage = ahead(stage, arguments, began, console.print)
     return Ready(opened, going_on, fresh, stage, data, held_out)
+
+
+def _complete(run: RunConfig, data: Data) -> bool:
+    """Whether there is nothing left to do, as far as names of checkpoints tell."""
+    return data.plan.total_steps in directory.finished_steps(run.out)
 
 
 def goes_on(run: RunConfig, tell: Callable[[str], None] = lambda _: None) -> bool:

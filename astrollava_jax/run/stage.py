@@ -11,9 +11,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from astrollava_jax import compiler
 from astrollava_jax.batch import Batch, ImageFacts
 from astrollava_jax.data.rows import RowShape
 from astrollava_jax.models import quantize
+from astrollava_jax.models.attention import Kernel, choose
 from astrollava_jax.models.llava import Llava, LlavaConfig, logical_axes
 from astrollava_jax.models.lora import LORA_A, attach
 from astrollava_jax.params import Params, split
@@ -63,6 +65,8 @@ class Stage:
     step: Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, Any]]]
     evaluate: Callable[[Params, Params, Batch], tuple[Any, Any]]
     compute: str
+    notes: tuple[str, ...]
+    """What to tell of how it is computed."""
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -154,7 +158,7 @@ def build(
         updates: the schedule's length.
 
     Raises:
-        ValueError: if the mesh does not divide the model.
+        ValueError: if the mesh does not divide the model, or `attention` cannot be had there.
     """
     shardings = placements(model.axes, model.shapes, mesh)
     rows_per_device = run.batch.rows_per_device or rows // rows_multiple(mesh)
@@ -166,6 +170,9 @@ def build(
     history = None if spike is None else History(everywhere, everywhere, everywhere)  # pyright: ignore
     moments = AdamState(everywhere, trained, trained)  # pyright: ignore
     state = TrainState(trained, moments, history)
+    kernel, note = _attention(run, model, mesh, rows)
+    told = compiler.options(mesh.devices.flat[0], run.compiler_options)
+    jit = functools.partial(jax.jit, compiler_options=told)
     step = make_train_step(
         model.graphdef,
         optimizer,
@@ -174,10 +181,13 @@ def build(
         rows_per_device=rows_per_device,
         dtype=compute,
         remat=run.remat,
+        kernel=kernel,
         dropout_seed=run.seed if run.lora is not None and run.lora.dropout else None,
         spike=spike,
     )
-    evaluate = make_evaluate_step(model.graphdef, rows_per_device=rows_per_device, dtype=compute)
+    evaluate = make_evaluate_step(
+        model.graphdef, rows_per_device=rows_per_device, dtype=compute, kernel=kernel
+    )
     return Stage(
         model=model,
         mesh=mesh,
@@ -187,10 +197,18 @@ def build(
         batch_sharding=NamedSharding(mesh, PartitionSpec(None, *spec(("batch",), mesh))),
         micro_batches=rows // (rows_per_device * rows_multiple(mesh)),
         spike=spike,
-        step=jax.jit(step, donate_argnums=0, out_shardings=(state, everywhere)),
-        evaluate=jax.jit(evaluate, out_shardings=everywhere),
+        step=jit(step, donate_argnums=0, out_shardings=(state, everywhere)),
+        evaluate=jit(evaluate, out_shardings=everywhere),
         compute=run.precision.compute,
+        notes=() if note is None else (note,),
     )
+
+
+def _attention(run: RunConfig, model: Model, mesh: Mesh, rows: int) -> tuple[Kernel, str | None]:
+    """What computes the decoder's attention, and what to tell of it."""
+    llm, compute = model.config.llm, jnp.dtype(run.precision.compute)
+    queries = jax.ShapeDtypeStruct((rows, run.batch.length, llm.num_heads, llm.head_dim), compute)
+    return choose(run.attention, mesh.devices.flat[0], queries, llm.scores_softcap)
 
 
 def abstract_params(stage: Stage, addresses: list[str], dtype: str) -> Params:

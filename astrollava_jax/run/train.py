@@ -10,6 +10,7 @@ from rich.console import Console
 from astrollava_jax.config import plain
 from astrollava_jax.params import Params
 from astrollava_jax.run import directory, dry_run, held, opening, processes
+from astrollava_jax.run.compiled import keep_compiled
 from astrollava_jax.run.config import RunConfig, with_absolute_paths
 from astrollava_jax.run.initial import initial, read
 from astrollava_jax.run.ready import Ready, begin, get_ready, goes_on
@@ -43,6 +44,7 @@ def train(
     """
     logging.getLogger("absl").setLevel(logging.WARNING)  # orbax tells of every file it writes
     storage.tell_once()
+    keep_compiled()
     run = with_absolute_paths(run)
     stop = Stop(run.preemption, since)
     with contextlib.ExitStack() as open_until_the_end:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -161,11 +161,13 @@ class Log:
         checkpoints: Checkpoints,
         work: Callable[[Event], float | None],
         records: Callable[[int], Sequence[str]],
+        start: Mapping[str, float] | None = None,
     ):
         self._console, self._lines, self._board = console, lines, board
         self.every_steps, self.attempt, self.chips = every_steps, attempt, chips
         self._first_group, self._checkpoints, self._work = first_group, checkpoints, work
         self._records = records
+        self._start = {} if start is None else start
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -175,7 +177,7 @@ class Log:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task: Any = None
+        self._task: Any = None  # from the first step of this attempt on
 
     def __call__(self, event: Event) -> None:
         """Writes the step's facts."""
@@ -235,6 +237,7 @@ class Log:
             "skipped_records": event.progress.skipped,
             "bad_steps": event.progress.bad,
             "last_good_checkpoint": self._checkpoints.last_good,
+            **({"start_seconds": dict(self._start)} if self._start and self._task is None else {}),
             **_faults(event.delivery),
             **({"bad": self._bad(event)} if metrics["bad"] != anomaly.GOOD else {}),
             **({} if event.rolled_back is None else {"rolled_back_to": event.rolled_back}),

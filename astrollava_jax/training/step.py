@@ -12,8 +12,10 @@ from jaxtyping import Array, Float, Int, Shaped
 from astrollava_jax.batch import Batch
 from astrollava_jax.config import config
 from astrollava_jax.models import dropout
-from astrollava_jax.models.layers import Remat, gather_rows
+from astrollava_jax.models.attention import Kernel
+from astrollava_jax.models.layers import gather_rows
 from astrollava_jax.models.llava import Llava
+from astrollava_jax.models.remat import Remat
 from astrollava_jax.params import Params, merge
 from astrollava_jax.sharding import shard
 from astrollava_jax.training import anomaly
@@ -151,6 +153,7 @@ def make_train_step(
     rows_per_device: int,
     dtype: Any,
     remat: Remat,
+    kernel: Kernel = "xla",
     dropout_seed: int | None = None,
     spike: anomaly.SpikeConfig | None = None,
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]:
@@ -168,21 +171,18 @@ def make_train_step(
         rows_per_device: rows of one micro-batch on one device.
         dtype: in which the model computes.
         remat: what the backward pass finds in memory.
-        dropout_seed: what the masks of dropout follow from, with the count of updates; None for
-            models that drop nothing.
+        kernel: what computes the decoder's attention.
+        dropout_seed: what masks follow from, with the count of updates; None = nothing is dropped.
         spike: what is too large to be learned from; None if nothing finite is.
     """
 
     def micro_loss(
-        trainable: Params,
-        frozen: Params,
-        micro: Batch,
-        weights: Float[Array, "B K"],
+        trainable: Params, frozen: Params, micro: Batch, weights: Float[Array, "B K"],
         draw: dropout.Draw | None,
-    ) -> Float[Array, ""]:
+    ) -> Float[Array, ""]:  # fmt: skip
         model = merge(graphdef, {**frozen, **trainable})
         with dropout.masks(draw):
-            hidden = model(micro, dtype=dtype, remat=remat)
+            hidden = model(micro, dtype=dtype, remat=remat, kernel=kernel)
         return weighted_nll(model, hidden, micro, weights, rows_per_device)
 
     def step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -205,7 +205,7 @@ def make_train_step(
 
 
 def make_evaluate_step(
-    graphdef: nnx.GraphDef, *, rows_per_device: int, dtype: Any
+    graphdef: nnx.GraphDef, *, rows_per_device: int, dtype: Any, kernel: Kernel = "xla"
 ) -> Callable[[Params, Params, Batch], tuple[Float[Array, ""], Int[Array, ""]]]:
     """The held-out step: (trainable, frozen, batch [rows, ...]) -> (sum of nll, learned tokens)."""
 
@@ -214,7 +214,7 @@ def make_evaluate_step(
     ) -> tuple[Float[Array, ""], Int[Array, ""]]:
         model = merge(graphdef, {**frozen, **trainable})
         weights = loss_weights(batch.learned_sample, "tokens", 0)
-        hidden = model(batch, dtype=dtype)
+        hidden = model(batch, dtype=dtype, kernel=kernel)
         total = weighted_nll(model, hidden, batch, weights, rows_per_device)
         return total, jnp.sum(batch.learned_sample >= 0)
 

@@ -8,8 +8,10 @@ import torch
 from flax import nnx
 from tiny_llava import assert_close
 
-from astrollava_jax.models.layers import Linear, compiler_options, stack, walk
+from astrollava_jax import compiler
+from astrollava_jax.models.layers import Linear, stack, walk
 from astrollava_jax.models.projector import IdentityConfig, LinearConfig, MlpConfig
+from astrollava_jax.models.remat import REMAT
 from astrollava_jax.params import merge, split
 
 DEPTH, WIDTH = 6, 8
@@ -28,7 +30,7 @@ def one_by_one(layers, x: jax.Array, used: int) -> jax.Array:
     return x
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("remat", ["none", *REMAT])
 @pytest.mark.parametrize("used", [DEPTH, DEPTH - 1, 1, 0])
 def test_a_walk_is_a_loop_over_the_used_layers(remat, used):
     def make(rngs: nnx.Rngs) -> Linear:
@@ -72,7 +74,7 @@ def test_a_stack_in_bfloat16_is_not_copied_as_float32():
         return compiled.memory_analysis().temp_size_in_bytes
 
     layer = width * width * 4
-    assert temporary_bytes(compiler_options()) < 4 * layer
+    assert temporary_bytes(compiler.options(jax.devices()[0])) < 4 * layer
     assert temporary_bytes({}) > depth * layer, "XLA has changed: the options are not needed"
 
 

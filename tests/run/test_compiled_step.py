@@ -2,8 +2,11 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
-from astrollava_jax import config
+import pytest
+
+from astrollava_jax import compiler, config
 from astrollava_jax.data.rows import RowShape
 from astrollava_jax.models.clip import ClipConfig
 from astrollava_jax.models.llama import LlamaConfig
@@ -27,11 +30,15 @@ MODEL = LlavaConfig(
 )  # fmt: skip
 
 
+def built(**changes: Any):
+    run = config.load(RunConfig, str(RECIPE), changes)
+    mesh = run.mesh.build()
+    return run, build(run, describe(run, MODEL), mesh, rows=ROWS, samples=ROWS, updates=10)
+
+
 def test_scores_stay_where_they_are_and_nothing_frozen_is_reduced():
     """All scores are fewer bytes than the head here, so that XLA would gather them if it could."""
-    run = config.load(RunConfig, str(RECIPE))
-    mesh = run.mesh.build()
-    stage = build(run, describe(run, MODEL), mesh, rows=ROWS, samples=ROWS, updates=10)
+    run, stage = built()
     shape = RowShape(64, LEARNED, 1)
     arguments = abstract_arguments(stage, run, shape, MODEL.image_facts, ROWS)
     with stage.active():
@@ -45,3 +52,24 @@ def test_scores_stay_where_they_are_and_nothing_frozen_is_reduced():
         math.prod(dims) for one in found if one.kind == "all-reduce" for _, dims in one.shapes
     ]
     assert sum(size for size in reduced if size > 1) == trained
+
+
+def test_a_kernel_that_the_device_does_not_have_is_refused():
+    with pytest.raises(ValueError, match="attention: splash does not run on cpu; say auto"):
+        built(attention="splash")
+    assert built(attention="auto")[1].notes == ()
+
+
+def test_the_compiler_hears_the_options_of_the_table_and_of_the_run(monkeypatch):
+    def compiled(**changes: Any) -> None:
+        run, stage = built(**changes)
+        shape = RowShape(64, LEARNED, 1)
+        arguments = abstract_arguments(stage, run, shape, MODEL.image_facts, ROWS)
+        with stage.active():
+            stage.step.lower(*arguments).compile()  # pyright: ignore
+
+    with pytest.raises(Exception, match="No such compile option: 'xla_of_the_run'"):
+        compiled(compiler_options={"xla_of_the_run": 1})
+    monkeypatch.setitem(compiler.OPTIONS, "cpu", {"xla_of_the_table": 1})
+    with pytest.raises(Exception, match="No such compile option: 'xla_of_the_table'"):
+        compiled()

@@ -1,0 +1,50 @@
+"""What the backward pass finds in memory, and what it computes again."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+
+ATTENTION = "attention"
+"""What attention gathered, and what its kernel remembers of the softmax."""
+
+LAYER_INPUT = "layer_input"
+"""What a layer was given."""
+
+Remat = Literal["none", "dots", "attention", "full", "offload"]
+"""A row of `REMAT`, or `none`: everything is kept, nothing is computed twice."""
+
+_policies = jax.checkpoint_policies
+
+_named = _policies.save_only_these_names(ATTENTION)
+
+
+def _attention(primitive: Any, *arrays: Any, **parameters: Any) -> Any:
+    # cuDNN's kernel is one operation of JAX and names nothing: its results are known by its own
+    # name.
+    if primitive.name.startswith("dot_product_attention_fwd"):
+        return True
+    return _named(primitive, *arrays, **parameters)
+
+
+REMAT: dict[Remat, Callable[..., Any]] = {
+    # The results of matrix products, but not of those of attention: for models and rows that leave
+    # much memory. LLaVA-1.5-7B's stage 2 does not fit so on 16 GB chips, at 2 rows a chip.
+    "dots": _policies.dots_with_no_batch_dims_saveable,
+    # Spares the second run of a flash kernel, for one array of the layer's width and a number per
+    # query and head: worth more the longer the rows. XLA's attention gains nothing by it, for it
+    # needs all its scores again.
+    "attention": _attention,
+    # A layer's input only. As compiled for v5e-16, stage 2 learns more tokens a second with 8 rows
+    # a chip so than with the 2 that fit in the same memory when q, k, v and attention are kept.
+    "full": _policies.nothing_saveable,
+    # Not even that: it waits in the host's memory. For what does not fit otherwise, on TPUs and
+    # GPUs; on a CPU the host's memory is the device's, and nothing is gained.
+    "offload": _policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=(),
+        names_which_can_be_offloaded=(LAYER_INPUT,),
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
+"""What is kept of a layer from the forward pass to the backward pass; all else is made again."""

@@ -1,0 +1,221 @@
+"""Every kernel of attention against the plain sum, on one device and on a mesh."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_llava import assert_close
+
+from astrollava_jax.models.attention import KERNELS, attention, choose, native
+from astrollava_jax.sharding import MeshConfig, named
+
+ROWS, LENGTH = 4, 256
+"""Two tiles of 128 a side, or one of 256."""
+
+CASES = {
+    "causal": {},
+    "causal, a window over tiles": {"window": 150},
+    "causal, a small window": {"window": 3},
+    "a soft cap": {"softcap": 2.0},
+    "a scale of its own": {"scale": 0.5},
+    "a window and a cap": {"window": 100, "softcap": 3.0, "scale": 1.0},
+    "both ways": {"causal": False},
+    "both ways, a window": {"causal": False, "window": 40},
+}
+
+
+def segment_ids() -> np.ndarray:
+    """Rows as the packing makes them: several samples and padding, one sample, nothing."""
+    ids = np.zeros((ROWS, LENGTH), np.int32)
+    for row, lengths in enumerate([(100, 28, 60), (130, 126), (256,), ()]):
+        ids[row, : sum(lengths)] = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+    return ids
+
+
+def noise(heads: int, seed: int, head_dim: int = 16) -> jax.Array:
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.normal(size=(ROWS, LENGTH, heads, head_dim)), jnp.float32)
+
+
+def plain_sum(q, k, v, ids, *, causal=True, window=None, softcap=None, scale=None) -> np.ndarray:
+    """Attention by its definition: a query at a time, over the keys that it may see."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    group, found = q.shape[2] // k.shape[2], np.zeros(q.shape)
+    for row, place in np.ndindex(q.shape[:2]):
+        distance = place - np.arange(q.shape[1])
+        seen = ids[row] == ids[row, place]
+        seen &= distance >= 0 if causal else True
+        seen &= np.abs(distance) < window if window else True
+        for head in range(q.shape[2]):
+            keys, values = (x[row, seen, head // group] for x in (k, v))
+            scores = keys @ q[row, place, head] * (scale or q.shape[-1] ** -0.5)
+            scores = softcap * np.tanh(scores / softcap) if softcap else scores
+            weights = np.exp(scores - scores.max())
+            found[row, place, head] = weights / weights.sum() @ values
+    return found
+
+
+def with_gradients(kernel: str, ids, weights, **how):
+    """A jitted function of q, k and v that gives the result and the gradients of a sum of it."""
+
+    def total(q, k, v):
+        found = attention(q, k, v, ids, kernel=kernel, **how)  # pyright: ignore
+        return jnp.sum(found * weights), found
+
+    def both(q, k, v):
+        (_, found), gradients = jax.value_and_grad(total, (0, 1, 2), has_aux=True)(q, k, v)
+        return found, *gradients
+
+    return jax.jit(both)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_einsum_is_attention_by_its_definition(case):
+    q, k, v, ids = noise(4, 0), noise(2, 1), noise(2, 2), segment_ids()
+    with jax.default_matmul_precision("highest"):
+        found = attention(q, k, v, jnp.asarray(ids), **CASES[case])
+    assert_close(found, plain_sum(q, k, v, ids, **CASES[case]), "gathered", 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("case", "heads"),
+    [*((case, (4, 2)) for case in CASES), ("causal", (4, 4)), ("a window and a cap", (4, 1))],
+)
+def test_splash_and_its_gradients_are_those_of_the_einsum(case, heads, monkeypatch):
+    monkeypatch.setattr("astrollava_jax.models.splash.TILES", (128,))
+    queries, keys = heads
+    arrays = noise(queries, 0), noise(keys, 1), noise(keys, 2)
+    ids, weights = jnp.asarray(segment_ids()), noise(queries, 3)
+    with jax.default_matmul_precision("highest"):
+        expected = with_gradients("xla", ids, weights, **CASES[case])(*arrays)
+        found = with_gradients("interpreted", ids, weights, **CASES[case])(*arrays)
+    for what, ours, theirs in zip(("gathered", "of q", "of k", "of v"), found, expected):
+        assert_close(ours, theirs, what, 1e-5)
+
+
+@pytest.mark.parametrize("head_dim", [64, 96, 128])
+def test_splash_takes_heads_of_any_width(head_dim):
+    arrays = [noise(2, seed, head_dim) for seed in range(3)]
+    ids, weights = jnp.asarray(segment_ids()), noise(2, 3, head_dim)
+    with jax.default_matmul_precision("highest"):
+        expected = with_gradients("xla", ids, weights)(*arrays)
+        found = with_gradients("interpreted", ids, weights)(*arrays)
+    for what, ours, theirs in zip(("gathered", "of q", "of k", "of v"), found, expected):
+        assert_close(ours, theirs, what, 1e-5)
+
+
+@pytest.mark.parametrize("axes", [(2, 2, 2), (1, 4, 1)], ids=str)
+def test_on_a_mesh_each_device_does_its_own_rows_and_heads(axes):
+    data, fsdp, tensor = axes
+    mesh = MeshConfig(data=data, fsdp=fsdp, tensor=tensor).build(
+        jax.devices()[: data * fsdp * tensor]
+    )
+    how = {"window": 100, "softcap": 3.0}
+    arrays = noise(4, 0), noise(2, 1), noise(2, 2)
+    ids, weights = jnp.asarray(segment_ids()), noise(4, 3)
+    with jax.default_matmul_precision("highest"):
+        expected = with_gradients("xla", ids, weights, **how)(*arrays)
+        with jax.set_mesh(mesh):
+            layout = named(("batch", "length", "heads", "head_dim"), mesh)
+            placed = [jax.device_put(array, layout) for array in arrays]
+            function = with_gradients("interpreted", ids, weights, **how)
+            found = function(*placed)
+            text = function.lower(*placed).compile().as_text()
+    assert found[0].sharding.is_equivalent_to(layout, 4)
+    assert "all-gather" not in text
+    for what, ours, theirs in zip(("gathered", "of q", "of k", "of v"), found, expected):
+        assert_close(ours, theirs, what, 1e-5)
+
+
+def test_for_a_tpu_the_kernels_are_in_the_program_and_no_square_of_scores():
+    """Lowered for a machine that is not there: three kernels, which know the samples."""
+    arrays = [jax.ShapeDtypeStruct((2, 2048, heads, 128), jnp.bfloat16) for heads in (4, 2, 2)]
+    ids = jax.ShapeDtypeStruct((2, 2048), jnp.int32)
+
+    def total(q, k, v, ids):
+        return jnp.sum(attention(q, k, v, ids, kernel="splash").astype(jnp.float32))
+
+    gradients = jax.jit(jax.grad(total, (0, 1, 2)))
+    text = gradients.trace(*arrays, ids).lower(lowering_platforms=("tpu",)).as_text()
+    for kernel in ("fwd_segmented_residuals", "dq_segmented_no", "dkv_segmented_no"):
+        assert text.count(f'kernel_name = "splash_mha_{kernel}') == 1
+    assert "2048x2048" not in text
+
+
+def compared_on_its_device(kernel: str, **how) -> None:
+    """A kernel in bfloat16 against the einsum in float32, of the same numbers."""
+    if native(jax.devices()[0]) != kernel:
+        pytest.skip(f"{kernel} is not made for {jax.devices()[0].device_kind}")
+    arrays = [
+        noise(heads, seed, 64).astype(jnp.bfloat16) for heads, seed in ((4, 0), (2, 1), (2, 2))
+    ]
+    ids, weights = jnp.asarray(segment_ids()), noise(4, 3, 64)
+    with jax.default_matmul_precision("highest"):
+        wide = [array.astype(jnp.float32) for array in arrays]
+        expected = with_gradients("xla", ids, weights, **how)(*wide)
+    found = with_gradients(kernel, ids, weights, **how)(*arrays)
+    for what, ours, theirs in zip(("gathered", "of q", "of k", "of v"), found, expected):
+        assert_close(ours.astype(jnp.float32), theirs, what, 2e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", ["causal", "causal, a small window", "both ways, a window"])
+def test_cudnn_and_its_gradients_are_those_of_the_einsum(case):
+    compared_on_its_device("cudnn", **CASES[case])
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize("case", CASES)
+def test_splash_on_a_tpu_and_its_gradients_are_those_of_the_einsum(case):
+    compared_on_its_device("splash", **CASES[case])
+
+
+def device(platform: str, kind: str = "some device"):
+    return types.SimpleNamespace(platform=platform, device_kind=kind)
+
+
+def queries(length: int = 2048, head_dim: int = 128, dtype: str = "bfloat16"):
+    return jax.ShapeDtypeStruct((8, length, 32, head_dim), dtype)
+
+
+TPU, H200, CPU = device("tpu", "TPU v5 lite"), device("gpu", "NVIDIA H200"), device("cpu", "cpu")
+
+
+def test_each_device_has_its_kernel_and_need_not_be_there():
+    assert native(TPU) == "splash" and native(H200) == "cudnn" and native(CPU) == "xla"
+    assert native(device("gpu", "AMD Instinct MI300X")) == "xla"
+    for own in (TPU, H200, CPU):
+        assert choose("auto", own, queries(), None) == (native(own), None)
+        assert choose("xla", own, queries(), None) == ("xla", None)
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "softcap", "told"),
+    [
+        (TPU, queries(length=2000), None, "rows of a multiple of 128 positions, found 2000"),
+        (H200, queries(), 50.0, "no soft cap of the scores, and this decoder's is 50.0"),
+        (H200, queries(dtype="float32"), None, "bfloat16, found float32"),
+        (H200, queries(head_dim=256), None, "up to 128 numbers, a multiple of 8; found 256"),
+        (H200, queries(head_dim=68), None, "up to 128 numbers, a multiple of 8; found 68"),
+        (H200, queries(length=333), None, "an even length, found 333"),
+    ],
+)
+def test_what_a_kernel_cannot_do_is_done_by_xla_with_a_note_or_refused(own, asked, softcap, told):
+    kernel, note = choose("auto", own, asked, softcap)
+    assert kernel == "xla" and note is not None and told in note
+    with pytest.raises(ValueError, match="cannot do this") as refused:
+        choose(native(own), own, asked, softcap)
+    assert told in str(refused.value)
+    with pytest.raises(ValueError) as refused:
+        q = jnp.zeros((1, *asked.shape[1:]), asked.dtype)
+        attention(q, q, q, softcap=softcap, kernel=native(own))
+    assert told in str(refused.value)
+
+
+def test_a_kernel_of_another_device_is_refused():
+    for wanted, own in (("splash", CPU), ("cudnn", TPU), ("splash", H200)):
+        with pytest.raises(ValueError, match=f"{wanted} does not run on {own.device_kind}"):
+            choose(wanted, own, queries(), None)
+    assert set(KERNELS) == {"xla", "splash", "cudnn", "interpreted"}
