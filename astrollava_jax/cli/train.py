@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import time
 from collections.abc import Sequence
 
@@ -36,14 +37,19 @@ def main(argv: list[str]) -> None:
         prog="astrollava train",
         description=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="astrollava train RUN.yaml [--dry-run] [--base DIR] [--KEY.OF.THE.FILE VALUE ...]",
+        usage="astrollava train RUN.yaml [--dry-run] [--profile FIRST:LAST] [--base DIR] "
+        "[--KEY.OF.THE.FILE VALUE ...]",
     )
     parser.add_argument("run", metavar="RUN.yaml", help="the run's file")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the plan and one batch, and stop"
     )
+    parser.add_argument(
+        "--profile", metavar="FIRST:LAST", type=step_range,
+        help="trace these steps with JAX's profiler, into the folder profile of the run directory",
+    )  # fmt: skip
     add_base(parser)
-    overrides, rest = split_overrides(argv, own=("--help", "--dry-run", "--base"))
+    overrides, rest = split_overrides(argv, own=("--help", "--dry-run", "--profile", "--base"))
     arguments = parser.parse_args(rest)
 
     from astrollava_jax.config import override as set_key
@@ -56,7 +62,25 @@ def main(argv: list[str]) -> None:
     for key, value in overrides.items():
         set_key(tree, key, value)
     run = parse(RunConfig, tree, arguments.run)
-    train(run, bases=arguments.bases, dry=arguments.dry_run, since=began)
+    train(
+        run,
+        bases=arguments.bases,
+        dry=arguments.dry_run,
+        since=began,
+        profile=arguments.profile,
+    )
+
+
+def step_range(words: str) -> tuple[int, int]:
+    """`FIRST:LAST` as two numbers of steps.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is something else.
+    """
+    found = re.fullmatch(r"(\d+):(\d+)", words)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"expected FIRST:LAST, as 10:12, found {words!r}")
+    return int(found[1]), int(found[2])
 
 
 def split_overrides(words: Sequence[str], own: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -44,6 +44,7 @@ def attention_mask(
     return same
 
 
+@jax.named_scope("attention")
 def attention(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B T K H"],

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -98,6 +99,7 @@ class Attention(nnx.Module):
         self.v_proj = Linear((D,), (K, H), heads, bias=bias, rngs=rngs)
         self.o_proj = Linear((N, H), (D,), ("heads", "head_dim", "embed"), rngs=rngs)
 
+    @jax.named_scope("attn")
     def __call__(
         self, x: Float[Array, "B T D"], angles: Angles, attend: Attend
     ) -> Float[Array, "B T D"]:
@@ -120,6 +122,7 @@ class Mlp(nnx.Module):
         self.up_proj = Linear((D,), (F,), ("embed", "mlp"), rngs=rngs)
         self.down_proj = Linear((F,), (D,), ("mlp", "embed"), rngs=rngs)
 
+    @jax.named_scope("mlp")
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """The gated hidden units, mapped back."""
         return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
@@ -161,6 +164,7 @@ class Decoder(nnx.Module):
         config = self.config
         return rotary_angles(positions, config.head_dim, config.rope_theta, config.rope_scaling)
 
+    @jax.named_scope("llm")
     def __call__(
         self,
         x: Float[Array, "B T D"],

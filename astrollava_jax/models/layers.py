@@ -176,6 +176,7 @@ def walk(
     graphdef, state = nnx.split(layers)
     depth = jax.tree.leaves(state)[0].shape[0]
 
+    @jax.named_scope("layers")
     def one(carry: Carry, item: tuple[Any, Int[Array, ""] | None]) -> tuple[Carry, None]:
         layer, number = item
         carry = jax.tree.map(lambda x: checkpoint_name(x, LAYER_INPUT), carry)

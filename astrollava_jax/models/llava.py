@@ -115,11 +115,14 @@ class Llava(nnx.Module):
 
     def encode(self, images: UInt8[Array, "M h w 3"], dtype: Any) -> Float[Array, "M P D"]:
         """Image features in the decoder's width."""
-        features = self.vision(images, layer=self.config.select_layer, dtype=dtype)
+        with jax.named_scope("vision"):
+            features = self.vision(images, layer=self.config.select_layer, dtype=dtype)
         if self.config.select_feature == "patch":
             features = features[:, self.config.vision.num_prefix :]
-        return self.projector(features)
+        with jax.named_scope("projector"):
+            return self.projector(features)
 
+    @jax.named_scope("place")
     def place(
         self,
         tokens: Int[Array, "B T"],

@@ -5,6 +5,7 @@ A tower is a file beside this one: a config, and its module. See `clip.py`.
 
 from typing import Any, ClassVar, Literal
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
@@ -81,6 +82,7 @@ class Attention(nnx.Module):
         self.v_proj = Linear((E,), (N, H), heads, bias=True, rngs=rngs)
         self.o_proj = Linear((N, H), (E,), ("heads", "head_dim", "embed"), bias=True, rngs=rngs)
 
+    @jax.named_scope("attn")
     def __call__(self, x: Float[Array, "M P E"]) -> Float[Array, "M P E"]:
         """What each patch learns from the others."""
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
@@ -96,6 +98,7 @@ class Mlp(nnx.Module):
         self.up_proj = Linear((E,), (F,), ("embed", "mlp"), bias=True, rngs=rngs)
         self.down_proj = Linear((F,), (E,), ("mlp", "embed"), bias=True, rngs=rngs)
 
+    @jax.named_scope("mlp")
     def __call__(self, x: Float[Array, "M P E"]) -> Float[Array, "M P E"]:
         """The hidden units, mapped back."""
         return self.down_proj(ACTIVATIONS[self.activation](self.up_proj(x)))

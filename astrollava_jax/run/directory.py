@@ -196,7 +196,7 @@ def check_free(folder: str) -> None:
         ValueError: if it does; names what is there.
     """
     ours = {CONFIG, INHERITED, SIDECARS, LOCK, checksums.CHECKSUMS}
-    ours |= {"plan", "log.jsonl", "tensorboard"}
+    ours |= {"plan", "log.jsonl", "tensorboard", "profile"}
     found = (
         [name for name in files.names(folder) if name not in ours]
         if files.is_folder(folder)

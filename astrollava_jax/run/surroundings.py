@@ -19,12 +19,21 @@ from astrollava_jax.run.stage import Model, Stage, abstract_state
 from astrollava_jax.sharding import agree
 from astrollava_jax.training.checkpoint import Checkpoints
 from astrollava_jax.training.flops import Work, peak_flops, sizes_of, useful_flops
-from astrollava_jax.training.hooks import BadSteps, Evaluate, Guard, Log, Save
+from astrollava_jax.training.goodput import Goodput
+from astrollava_jax.training.hooks import BadSteps, Evaluate, Guard, Save
+from astrollava_jax.training.log import Log
 from astrollava_jax.training.loop import Event, Hook, Surroundings
-from astrollava_jax.training.metrics import JsonLines, TensorBoard, last_attempt, read_log
+from astrollava_jax.training.metrics import (
+    JsonLines,
+    TensorBoard,
+    last_attempt,
+    read_lines,
+    read_log,
+)
 from astrollava_jax.training.optimizer import FROZEN
 from astrollava_jax.training.preemption import Stop
 from astrollava_jax.training.state import TrainState
+from astrollava_jax.training.trace import Trace, annotated
 from astrollava_jax.training.watchdog import Heart
 
 LOG = "log.jsonl"
@@ -41,6 +50,10 @@ class Job:
     stop: Stop
     displaced: Callable[[], str | None]
     """Says, in process 0, why the run directory's lock is gone, or None."""
+    began: float
+    """When the command began, in seconds since 1970."""
+    trace: Trace | None
+    """What the profiler is to see."""
 
     def checkpoints(self) -> Checkpoints:
         """Those of the run directory, which is begun."""
@@ -75,6 +88,7 @@ class Job:
             save=heart.watched("checkpoint", save.now),
             heart=heart,
             stop=self.stop,
+            step=annotated if self.trace is None else self.trace.around,
         )
 
     def _recovery(self, checkpoints: Checkpoints, log: Log | None) -> Recovery:
@@ -105,13 +119,17 @@ class Job:
         facts = read_log(files.join(self.run.out, LOG))
         return agree(any(line["step"] == step and "held_out_loss" in line for line in facts))
 
-    def log(self, checkpoints: Checkpoints) -> Log | None:
-        """What process 0 keeps for all."""
+    def log(self, checkpoints: Checkpoints, done: int) -> Log | None:
+        """What process 0 keeps for all; the run goes on after so many steps."""
         if jax.process_index() > 0:
             return None
         run, ready = self.run, self.ready
         path = files.join(run.out, LOG)
         attempt = last_attempt(path) + 1
+        goodput = Goodput(read_lines(path))
+        goodput.begin(self.began, done + 1)
+        if attempt > 1:
+            self.console.print(goodput.told())
         board = TensorBoard(files.join(run.out, "tensorboard")) if run.log.tensorboard else None
         return Log(
             self.console,
@@ -125,6 +143,9 @@ class Job:
             work=_utilisation(ready.stage.model, ready.data),
             records=functools.partial(record_names, ready.data),
             start=getattr(ready.stage.step, "parts", {}),
+            goodput=goodput,
+            began=self.began,
+            spent=self.heart.spent,
         )
 
 

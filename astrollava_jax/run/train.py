@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterator
 
 import jax
@@ -23,11 +24,17 @@ from astrollava_jax.training.loop import train as run_loop
 from astrollava_jax.training.preemption import Stop
 from astrollava_jax.training.prefetch import Prefetch
 from astrollava_jax.training.state import Progress, TrainState
+from astrollava_jax.training.trace import Trace
 from astrollava_jax.training.watchdog import Heart
 
 
 def train(
-    run: RunConfig, *, bases: opening.Bases = (), dry: bool = False, since: float | None = None
+    run: RunConfig,
+    *,
+    bases: opening.Bases = (),
+    dry: bool = False,
+    since: float | None = None,
+    profile: tuple[int, int] | None = None,
 ) -> None:
     """Trains one stage, or goes on with it where its run directory ends.
 
@@ -36,7 +43,9 @@ def train(
         bases: where the base of `run.out` stands now, if it moved.
         dry: print the plan and one batch instead; nothing is written.
         since: when the command began, in seconds since 1970: a notice file that is there already
-            asks the run to end if it is not older. None = it does not.
+            asks the run to end if it is not older. None = it does not, and the time of the run is
+            counted from here.
+        profile: the first and the last step of which JAX's profiler writes a trace into `run.out`.
 
     Raises:
         ValueError, FileNotFoundError: the user's mistakes, each with what to do.
@@ -46,13 +55,14 @@ def train(
     storage.tell_once()
     keep_compiled()
     run = with_absolute_paths(run)
-    stop = Stop(run.preemption, since)
+    stop, began = Stop(run.preemption, since), since or time.time()
     with contextlib.ExitStack() as open_until_the_end:
         enter = open_until_the_end.enter_context
         heart = enter(contextlib.closing(Heart(run.watchdog)))
         enter(processes.joined(run.watchdog.floor_seconds))
         heart.join(jax.process_count(), processes.count_together)
         console = Console(soft_wrap=True, markup=False, quiet=jax.process_index() > 0)
+        trace = None if profile is None else Trace(*profile, run.out, heart, console.print)
         with processes.failing_together():
             processes.alike({"config": plain(run), **processes.machine()})
             # What is found in the run directory stays so only as long as no other start can write.
@@ -62,7 +72,7 @@ def train(
                 dry_run.show(console, run, ready.stage, ready.data, ready.held_out, ready.fresh)
                 return
             params = _params(run, ready)
-        _run(Job(run, ready, console, heart, stop, displaced), params)
+        _run(Job(run, ready, console, heart, stop, displaced, began, trace), params)
 
 
 @contextlib.contextmanager
@@ -92,14 +102,19 @@ def _run(job: Job, params: Params) -> None:
     total = data.plan.total_steps
     checkpoints = job.checkpoints()
     with stage.active(), job.stop, contextlib.ExitStack() as ending:
+        # What comes later in the list ends earlier: the log hears of the last save, too.
+        log_open = ending.enter_context(contextlib.ExitStack())
         ending.enter_context(_closing(job, checkpoints))
         state, progress = _begin_or_go_on(job, params, checkpoints)
+        if job.trace is not None:
+            job.trace.expect(progress.step, total)
+            ending.callback(job.trace.close)
         if progress.position >= total:
             job.console.print(f"{out}: complete, all {total} steps are done")
             return
-        log = job.log(checkpoints)
+        log = job.log(checkpoints, progress.step)
         if log is not None:
-            ending.callback(log.close)
+            log_open.callback(log.close)
         evaluate = job.evaluation(params, log)
         source = Prefetch(deliveries(data, stage, progress.position))
         ending.callback(source.close)

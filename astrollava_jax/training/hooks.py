@@ -1,19 +1,13 @@
-"""What happens after a step: guards, held-out loss, checkpoints, the log. None knows another."""
+"""What happens after a step: guards, held-out loss, checkpoints. None knows another."""
 
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
-
-import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from astrollava_jax.sharding import agree
 from astrollava_jax.training import anomaly
 from astrollava_jax.training.checkpoint import Checkpoints, NotFinite
-from astrollava_jax.training.loop import Delivery, Diverged, Event
-from astrollava_jax.training.metrics import JsonLines, TensorBoard
+from astrollava_jax.training.loop import Diverged, Event
 from astrollava_jax.training.state import TrainState
 
 
@@ -143,138 +137,3 @@ class Save:
             raise Diverged(f"step {event.progress.step}: {error}") from error
         self._saved_at, self._due = time.monotonic(), False
         self._saved_step = event.progress.step
-
-
-class Log:
-    """The bar, the step line, `log.jsonl` and TensorBoard: one set of facts in four forms."""
-
-    def __init__(
-        self,
-        console: Console,
-        lines: JsonLines,
-        board: TensorBoard | None,
-        *,
-        every_steps: int,
-        attempt: int,
-        chips: int,
-        first_group: str,
-        checkpoints: Checkpoints,
-        work: Callable[[Event], float | None],
-        records: Callable[[int], Sequence[str]],
-        start: Mapping[str, float] | None = None,
-    ):
-        self._console, self._lines, self._board = console, lines, board
-        self.every_steps, self.attempt, self.chips = every_steps, attempt, chips
-        self._first_group, self._checkpoints, self._work = first_group, checkpoints, work
-        self._records = records
-        self._start = {} if start is None else start
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[loss]}"),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task: Any = None  # from the first step of this attempt on
-
-    def __call__(self, event: Event) -> None:
-        """Writes the step's facts."""
-        facts = self._facts(event)
-        self._lines.write(facts)
-        if self._board is not None:
-            self._board.write(facts["step"], facts)
-        if self._task is None:
-            self._bar.start()
-            self._task = self._bar.add_task("training", total=event.total_steps, loss="")
-        self._bar.update(self._task, completed=facts["step"], loss=f"loss {facts['loss']:.4f}")
-        if event.last or "bad" in facts or facts["step"] % self.every_steps == 0:
-            self._console.print(_line(facts, event.total_steps), highlight=False, soft_wrap=True)
-        if "bad" in facts:
-            self._console.print(_bad_line(facts, event), highlight=False, soft_wrap=True)
-        self._name(event.delivery.faults)
-
-    def held_out(self, step: int, loss: float, faults: Sequence[str]) -> None:
-        """Writes what the held-out evaluation found."""
-        facts: dict[str, Any] = {"held_out_loss": loss, "held_out_skipped_records": len(faults)}
-        facts |= {"held_out_faults": list(faults)} if faults else {}
-        self._lines.write({"step": step, "attempt": self.attempt, **facts})
-        if self._board is not None:
-            self._board.write(step, facts)
-        self._console.print(f"step {step}: held_out_loss {loss}", highlight=False)
-        self._name(faults)
-
-    def close(self) -> None:
-        """Leaves the bar and closes the files."""
-        self._bar.stop()
-        self._lines.close()
-        if self._board is not None:
-            self._board.close()
-
-    def _name(self, faults: Sequence[str]) -> None:
-        for fault in faults:
-            self._console.print(f"unreadable record, loss off: {fault}", markup=False)
-
-    def _facts(self, event: Event) -> dict[str, Any]:
-        metrics, seconds = event.metrics, event.seconds
-        rates = {name: value for name, value in metrics.items() if name.startswith("lr/")}
-        utilisation = self._work(event)
-        return {
-            "step": event.progress.step,
-            "attempt": self.attempt,
-            "loss": metrics["loss"],
-            "learned_tokens": int(metrics["learned_tokens"]),
-            "grad_norm": metrics["grad_norm"],
-            "lr": rates[f"lr/{self._first_group}"],
-            **(rates if len(rates) > 1 else {}),
-            "seconds": seconds,
-            "samples_per_second": event.delivery.samples / seconds,
-            "tokens_per_second_per_chip": event.delivery.tokens / seconds / self.chips,
-            "mfu": utilisation,
-            "input_wait": event.input_wait / seconds,
-            "packing": event.delivery.filled,
-            "skipped_records": event.progress.skipped,
-            "bad_steps": event.progress.bad,
-            "last_good_checkpoint": self._checkpoints.last_good,
-            **({"start_seconds": dict(self._start)} if self._start and self._task is None else {}),
-            **_faults(event.delivery),
-            **({"bad": self._bad(event)} if metrics["bad"] != anomaly.GOOD else {}),
-            **({} if event.rolled_back is None else {"rolled_back_to": event.rolled_back}),
-        }
-
-    def _bad(self, event: Event) -> dict[str, Any]:
-        """What was bad about a step, and of which records it was made."""
-        return {
-            "why": anomaly.why(event.metrics),
-            "loss": event.metrics["loss"],
-            "grad_norm": event.metrics["grad_norm"],
-            "records": list(self._records(event.progress.position - 1)),
-        }
-
-
-def _bad_line(facts: dict[str, Any], event: Event) -> str:
-    records = facts["bad"]["records"]
-    more = f" and {len(records) - 10} more, all in log.jsonl" if len(records) > 10 else ""
-    return (
-        f"BAD NUMBERS in step {facts['step']}, from which nothing was learned: "
-        f"{facts['bad']['why']}; bad steps so far: {facts['bad_steps']}, in a row: "
-        f"{event.progress.bad_in_row}; records: {', '.join(records[:10])}{more}"
-    )
-
-
-def _faults(delivery: Delivery) -> dict[str, Any]:
-    if not delivery.faults:
-        return {}
-    return {"faults": list(delivery.faults), "fault_kinds": dict(Counter(delivery.fault_kinds))}
-
-
-def _line(facts: dict[str, Any], total: int) -> str:
-    mfu = "" if facts["mfu"] is None else f"  mfu {facts['mfu']:.3f}"
-    return (
-        f"step {facts['step']}/{total}  loss {np.float32(facts['loss'])}"
-        f"  grad_norm {facts['grad_norm']:.4f}  lr {facts['lr']:.3e}"
-        f"  {facts['samples_per_second']:.1f} samples/s"
-        f"  {facts['tokens_per_second_per_chip']:.0f} tokens/s/chip{mfu}"
-        f"  input_wait {facts['input_wait']:.3f}  packing {facts['packing']:.3f}"
-    )

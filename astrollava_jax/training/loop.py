@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from astrollava_jax.params import Params
 from astrollava_jax.training.anomaly import GOOD
 from astrollava_jax.training.preemption import Preempted, Stop
 from astrollava_jax.training.state import Progress, TrainState
+from astrollava_jax.training.trace import annotated
 from astrollava_jax.training.watchdog import Heart
 
 
@@ -46,6 +48,8 @@ class Event:
     """From the end of the hooks before it to the step's end."""
     input_wait: float
     """Seconds of it in which the devices waited for input."""
+    device_wait: float
+    """Seconds of it in which the loop, which had handed over the step, waited for the devices."""
     rolled_back: int | None = None
     """The checkpoint that `state` was taken from, where the step's own led nowhere."""
 
@@ -78,6 +82,8 @@ class Surroundings:
     """Saves now, unless it is done, and returns when it stands on the disk."""
     heart: Heart
     stop: Stop
+    step: Callable[[int], AbstractContextManager[None]] = annotated
+    """Surrounds the step of a number, from when its input is there until its metrics are."""
 
     def told(self, event: Event) -> Event:
         """Calls all hooks; the event as the last one saw it.
@@ -140,9 +146,11 @@ def train(
             raise
         arrived = time.perf_counter()
         heart.beat("step", f"{progress.step + 1}")
-        state, metrics = step(state, frozen, delivery.batch)
-        metrics = {name: value.item() for name, value in jax.device_get(metrics).items()}
-        now = time.perf_counter()
+        with around.step(progress.step + 1):
+            state, metrics = step(state, frozen, delivery.batch)
+            handed_over = time.perf_counter()
+            metrics = {name: value.item() for name, value in jax.device_get(metrics).items()}
+            now = time.perf_counter()
         event = Event(
             progress=progress.after(bad=metrics["bad"] != GOOD, skipped=len(delivery.faults)),
             total_steps=total_steps,
@@ -151,6 +159,7 @@ def train(
             delivery=delivery,
             seconds=now - ended,
             input_wait=arrived - ended,
+            device_wait=now - handed_over,
         )
         stop.requested()
         try:

@@ -7,7 +7,7 @@ JSON knows no NaN: a number that is not finite stands in `log.jsonl` as "NaN", "
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from astrollava_jax import files
@@ -50,7 +50,7 @@ class TensorBoard:
         values = [
             Summary.Value(tag=name, simple_value=float(value))
             for name, value in facts.items()
-            if isinstance(value, int | float) and name != "step"
+            if isinstance(value, int | float) and name not in ("step", "time", "began")
         ]
         event = event_pb2.Event(  # pyright: ignore[reportAttributeAccessIssue]
             step=step, wall_time=time.time(), summary=Summary(value=values)
@@ -65,17 +65,22 @@ class TensorBoard:
 def read_log(path: str) -> list[dict[str, Any]]:
     """The steps of a `log.jsonl` in order, the last line of each; a torn last line is left out."""
     found: dict[int, dict[str, Any]] = {}
+    for facts in read_lines(path):
+        found[facts["step"]] = {**found.get(facts["step"], {}), **facts}
+    return [found[step] for step in sorted(found)]
+
+
+def read_lines(path: str) -> Iterator[dict[str, Any]]:
+    """All lines of a `log.jsonl` as they were written; a torn one is left out."""
     if not files.exists(path):
-        return []
+        return
     for line in files.read_bytes(path).splitlines():
         try:
             facts = json.loads(line, object_hook=_in_numbers)
         except ValueError:
             continue
-        if not isinstance(facts, dict) or not isinstance(facts.get("step"), int):
-            continue
-        found[facts["step"]] = {**found.get(facts["step"], {}), **facts}
-    return [found[step] for step in sorted(found)]
+        if isinstance(facts, dict) and isinstance(facts.get("step"), int):
+            yield facts
 
 
 def last_attempt(path: str) -> int:
@@ -84,7 +89,7 @@ def last_attempt(path: str) -> int:
     It need not stand at the last step: an attempt that goes on from an earlier one can be
     interrupted before it comes as far as the one before it.
     """
-    return max((facts.get("attempt", 0) for facts in read_log(path)), default=0)
+    return max((facts.get("attempt", 0) for facts in read_lines(path)), default=0)
 
 
 def _in_words(value: Any) -> Any:

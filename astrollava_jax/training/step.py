@@ -64,6 +64,7 @@ def loss_weights(
     return jnp.where(learned, 1.0 / jnp.maximum(counts, 1.0)[group], 0.0)
 
 
+@jax.named_scope("loss")
 def weighted_nll(
     model: Llava,
     hidden: Float[Array, "B T D"],
@@ -120,6 +121,7 @@ def added(one: Callable[[Any], Any], items: Any, zeros: Any) -> Any:
     return jax.lax.scan(add, zeros, items)[0]
 
 
+@jax.named_scope("update")
 def guarded_update(
     optimizer: AdamW,
     state: TrainState,

@@ -24,7 +24,7 @@ from astrollava_jax.config import config
 PAGE, PAGE_BYTES = "ASTROLLAVA_HEARTBEAT", 1024
 """`FD:PID`: the page of memory, and the process that writes it; `cli` sets it."""
 
-Phase = Literal["start", "input", "step", "checkpoint", "evaluate", "log", "end"]
+Phase = Literal["start", "input", "step", "profile", "checkpoint", "evaluate", "log", "end"]
 
 _STEPS = 64
 _PROGRESS_BYTES = 1 << 16
@@ -59,6 +59,7 @@ class Heart:
         self._phase, self._detail, self._began = "start", "", time.monotonic()
         self._moved = self._began
         self._done: set[str] = set()
+        self._spent: dict[str, float] = collections.defaultdict(float)
         self._input_seconds = 0.0
         self._steps: collections.deque[float] = collections.deque(maxlen=_STEPS)
         self._lock = threading.Lock()
@@ -75,10 +76,17 @@ class Heart:
         with self._lock:
             now = time.monotonic()
             self._count(now - self._began)
+            self._spent[self._phase] += now - self._began
             if phase != "start":
                 self._done.add(self._phase)
             self._phase, self._detail, self._began = phase, detail, now
             self._tell(now)
+
+    def spent(self) -> dict[str, float]:
+        """Seconds by what was waited for in them, until now."""
+        with self._lock:
+            running = time.monotonic() - self._began
+            return {**self._spent, self._phase: self._spent[self._phase] + running}
 
     def watched(self, phase: Phase, hook: Callable[[Any], None]) -> Callable[[Any], None]:
         """A hook that says what it is when it is called."""

@@ -46,6 +46,7 @@ def test_a_step_is_told_in_the_words_of_the_contract(done):
     assert set(facts) == {
         *("step", "attempt", "loss", "learned_tokens", "grad_norm", "lr", "seconds"),
         *("samples_per_second", "tokens_per_second_per_chip", "mfu", "input_wait", "packing"),
+        *("device_wait", "time", "checkpoint_seconds", "evaluate_seconds"),
         *("skipped_records", "bad_steps", "last_good_checkpoint"),
         *("lr/projector", "lr/llm"),
     }

@@ -19,6 +19,7 @@ from small_run import arrays, curve, held_out
 from astrollava_jax.cli.main import COMPLETE, MISTAKE, main
 from astrollava_jax.run import held
 from astrollava_jax.run.train import train
+from astrollava_jax.training.goodput import Goodput
 from astrollava_jax.training.steps import aside, steps
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -120,7 +121,7 @@ def killed(request, sky) -> dict[int, Killed]:
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_a_killed_run_goes_on_bit_for_bit(stage, killed, stage1, stage2):
+def test_a_killed_run_goes_on_bit_for_bit(stage, killed, stage1, stage2, capsys):
     whole, parts = {1: stage1, 2: stage2}[stage].out, killed[stage].out
     before = len(lines(parts))
     train(small_run.read_run(killed[stage].file))
@@ -128,6 +129,14 @@ def test_a_killed_run_goes_on_bit_for_bit(stage, killed, stage1, stage2):
     assert attempts == [(1, step) for step in range(1, 6)] + [(2, step) for step in range(5, 9)]
     assert lines(parts)[4]["loss"] == lines(parts)[before]["loss"] == curve(whole)[4][0]
     assert curve(parts) == curve(whole)
+
+    # What it says of its whole time, as it goes on and at its end: step 5 was done twice.
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("goodput ")]
+    assert len(told) == 2 and "not running 0.0%" not in told[0]
+    twice, spent = lines(parts)[4], Goodput(lines(parts)).seconds
+    assert spent["lost"] == pytest.approx(twice["seconds"] * (1 - twice["input_wait"]))
+    whole_time = lines(parts)[-1]["time"] - lines(parts)[0]["began"]
+    assert sum(spent.values()) == pytest.approx(whole_time)
     assert held_out(parts) == held_out(whole)
     expected, found = arrays(whole, 8), arrays(parts, 8)
     assert found["optimizer/count"] == small_run.STEPS

@@ -1,4 +1,4 @@
-"""What happens after a step: the guard over unreadable records, the log, its torn lines."""
+"""What happens after a step: the guard over unreadable records, saves, torn lines of the log."""
 
 import dataclasses
 import errno
@@ -32,6 +32,7 @@ def event(
         delivery=Delivery(None, 4, 40, 400, 0.5, ["m31 (shard 0, record 7): torn"]),
         seconds=0.1,
         input_wait=0.0,
+        device_wait=0.1,
     )
 
 
