@@ -120,14 +120,14 @@ class Processes:
         """The whole lines of `log.jsonl` as they stand."""
         return lines(self.out)
 
-    def wait_for_step(self, step: int, seconds: float = PATIENCE) -> None:
+    def wait_for_step(self, step: int, seconds: float | int = PATIENCE) -> None:
         """Returns once the log tells of a step; raises when a process ends before."""
         self.wait_until(
             lambda: any(line["step"] >= step and "loss" in line for line in self.lines()), seconds
         )
 
     def wait_until(
-        self, come: Callable[[], bool], seconds: float = PATIENCE, *, ending: bool = False
+        self, come: Callable[[], bool], seconds: float | int = PATIENCE, *, ending: bool = False
     ) -> None:
         """Returns once something has come.
 
@@ -159,7 +159,7 @@ class Processes:
         contents = [os.pread(told, os.fstat(told).st_size, 0) for told in self._told]
         return [content.decode(errors="replace") for content in contents]
 
-    def ended(self, seconds: float = PATIENCE) -> list[Ended]:
+    def ended(self, seconds: float | int = PATIENCE) -> list[Ended]:
         """Waits for the end of all.
 
         Raises:
@@ -179,7 +179,7 @@ class Processes:
             for number, (process, told) in enumerate(zip(self.processes, self.told()))
         ]
 
-    def complete(self, seconds: float = PATIENCE) -> list[Ended]:
+    def complete(self, seconds: float | int = PATIENCE) -> list[Ended]:
         """Waits for the end of all, which must be the run's.
 
         Raises:
