@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Iterator
+from typing import Literal
 
 from astrollava_jax.planning.instructions import (
     ENTRY,
@@ -21,6 +22,7 @@ COLLECTIVES = (
 
 _SOURCE = re.compile(r'op_name="([^"]*)"')
 _CHANNEL = re.compile(r"channel_id=(\d+)")
+_TARGET = re.compile(r'custom_call_target="AsyncCollective(Start|Done)"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,31 +42,81 @@ class Collective:
         return num_bytes(self.shapes)
 
 
-def collectives(text: str) -> list[Collective]:
-    """Every collective of a program, the largest in all first.
+@dataclasses.dataclass(frozen=True)
+class Exchange:
+    """What one instruction has to do with a collective."""
 
-    One that the compiler hides behind other work stands in several places under one channel, and is
-    counted once.
-    """
+    kind: str
+    role: Literal["start", "done", "whole"]
+    """Whether it starts it, awaits it, or both at once."""
+    shapes: Shapes
+    """Of its result on one chip; of no use where it is awaited."""
+    key: str
+    """The same where it is started and where it is awaited."""
+    line: str
+    """What tells its groups and its source."""
+
+
+def collectives(text: str) -> list[Collective]:
+    """Every collective of a program, the largest in all first."""
     bodies = computations(text)
     times = multiplicities(bodies)
-    found: dict[str, Collective] = {}
+    hidden = set(_hidden(bodies))
+    found = []
     for name, instructions in bodies.items():
-        for number, instruction in enumerate(instructions):
-            kind = instruction.opcode.removesuffix("-start")
-            if kind not in COLLECTIVES or not times.get(name):
-                continue
-            channel = _CHANNEL.search(instruction.line)
-            key = channel[0] if channel else f"{name} {number}"
-            source = _SOURCE.search(instruction.line)
-            one = Collective(kind, results(instruction), times[name], source[1] if source else "")
-            before = found.get(key)
-            if before is None or (one.count, bool(one.source)) > (
-                before.count,
-                bool(before.source),
-            ):
-                found[key] = one
-    return sorted(found.values(), key=lambda one: -one.count * one.num_bytes)
+        if name in hidden or not times.get(name):
+            continue
+        for instruction in instructions:
+            one = exchange(instruction, bodies)
+            if one is not None and one.role != "done":
+                source = _SOURCE.search(one.line) or _SOURCE.search(instruction.line)
+                told = source[1] if source else ""
+                found.append(Collective(one.kind, one.shapes, times[name], told))
+    return sorted(found, key=lambda one: -one.count * one.num_bytes)
+
+
+def exchange(instruction: Instruction, bodies: Computations) -> Exchange | None:
+    """The collective that an instruction starts, awaits or runs; None for all others.
+
+    The compiler hides one behind other work by a pair of instructions, or of fusions. The fusions
+    between them go on with it, as they compute something else, and are none.
+    """
+    kind = instruction.opcode.removesuffix("-start").removesuffix("-done")
+    if kind in COLLECTIVES:
+        key = instruction.name
+        role = "whole"
+        if instruction.opcode.endswith("-start"):
+            role = "start"
+        elif instruction.opcode.endswith("-done"):
+            role, key = "done", instruction.operands[0]
+        return Exchange(kind, role, results(instruction), key, instruction.line)
+    if instruction.opcode in ("fusion", "async-start"):
+        return _inside(instruction, bodies)
+    if instruction.opcode == "async-done":
+        return Exchange("", "done", (), instruction.operands[0], instruction.line)
+    return None
+
+
+def _inside(instruction: Instruction, bodies: Computations) -> Exchange | None:
+    """The collective that stands in the computation which a fusion or an async start calls."""
+    name = instruction.called("calls") or ""
+    body = bodies.get(name, ())
+    inner = next((one for one in body if one.opcode in COLLECTIVES), None)
+    if inner is None:
+        return None
+    kind, shapes = inner.opcode, results(inner)
+    if instruction.opcode == "async-start":
+        return Exchange(kind, "start", shapes, instruction.name, inner.line)
+    channel = _CHANNEL.search(inner.line)
+    key = channel[0] if channel else name
+    target = next((found[1] for one in body if (found := _TARGET.search(one.line))), None)
+    if target is not None:
+        return Exchange(kind, "start" if target == "Start" else "done", shapes, key, inner.line)
+    if "async_collective_fusion_config" in inner.line:
+        return None
+    if name.startswith("%all-reduce-scatter"):
+        kind, shapes = "reduce-scatter", instruction.shapes
+    return Exchange(kind, "whole", shapes, key, inner.line)
 
 
 def multiplicities(bodies: Computations) -> dict[str, int]:
@@ -91,6 +143,14 @@ def _calls(name: str, bodies: Computations) -> Iterator[tuple[str, int]]:
         turns = rounds(instruction, bodies[name], bodies) if is_loop else 1
         for other in instruction.calls:
             yield other, 1 if turns is None else turns
+
+
+def _hidden(bodies: Computations) -> Iterator[str]:
+    """The computations that are read where they are called, as one instruction."""
+    for instructions in bodies.values():
+        for instruction in instructions:
+            if instruction.opcode in ("fusion", "async-start"):
+                yield from instruction.calls
 
 
 def results(instruction: Instruction) -> Shapes:
