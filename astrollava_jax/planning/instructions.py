@@ -25,7 +25,7 @@ _OPCODE = re.compile(r"\s*([a-z][a-z0-9-]*)\(")
 _OPERAND = re.compile(r"%[^\s,(){}]+")
 _CALLED = re.compile(
     r"(?:calls|to_apply|body|condition|branch_computations|called_computations)"
-    r"=\{?(%[^}\s]+(?:, ?%[^}\s]+)*)"
+    r"=\{?(%[^},\s]+(?:, ?%[^},\s]+)*)"
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _INDEX = re.compile(r"\bindex=(\d+)")
@@ -55,7 +55,7 @@ class Instruction:
     def calls(self) -> tuple[str, ...]:
         """All computations that it calls."""
         groups = _CALLED.findall(self.line)
-        return tuple(name.strip() for group in groups for name in group.rstrip(",").split(","))
+        return tuple(name.strip() for group in groups for name in group.split(","))
 
     @property
     def index(self) -> int | None:

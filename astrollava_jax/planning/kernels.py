@@ -18,12 +18,14 @@ class _Kernel:
     """Matrix products of queries by keys by width."""
     share: float
     """Of the peak that its FLOPs reach, those that the causal mask leaves out not counted."""
+    most_results: int
+    """With more it is another kernel of the same name, scratch included."""
 
 
 KERNELS = {
-    "fwd": _Kernel(2, 0.47),  # scores, and what they gather
-    "dkv": _Kernel(4, 0.50),  # scores again, their gradient, and those of keys and of values
-    "dq": _Kernel(3, 0.50),  # scores again, their gradient, and that of queries
+    "fwd": _Kernel(2, 0.47, 5),  # scores, and what they gather
+    "dkv": _Kernel(4, 0.50, 4),  # scores again, their gradient, and those of keys and of values
+    "dq": _Kernel(3, 0.50, 2),  # scores again, their gradient, and that of queries
 }
 """The parts of splash attention by their names in a program."""
 
@@ -53,7 +55,7 @@ def kernel_seconds(
         for shape in by_name[operand].shapes
     ]
     wide = [dims for dtype, dims in arrays if dtype in _FLOATING and len(dims) > 2]
-    if kernel is None or len(wide) < 2:
+    if kernel is None or len(wide) < 2 or len(instruction.shapes) > kernel.most_results:
         return None
     (*rows, length, width), (*_, keys, _) = wide[:2]
     if length != keys:

@@ -166,7 +166,7 @@ class _Replay:
         elif one.opcode in ("call", "conditional"):
             clock.add(max(map(self.of, one.calls), key=lambda parts: parts.seconds), 1)
         elif exchanged is not None:
-            self.exchange(clock, exchanged)
+            self.transfer(clock, exchanged)
         elif one.opcode.removesuffix("-start") in _COPIES and one.opcode.endswith("-start"):
             self.copy(clock, one)
         elif one.opcode.removesuffix("-done") in _COPIES and one.opcode.endswith("-done"):
@@ -180,12 +180,12 @@ class _Replay:
         else:
             clock.unknown[one.opcode] += 1
 
-    def exchange(self, clock: _Clock, exchanged: Exchange) -> None:
+    def transfer(self, clock: _Clock, exchanged: Exchange) -> None:
         """A collective: beside the compute if it only starts here, else all of it is waited for."""
         if exchanged.role == "done":
             self.awaited(clock, exchanged.key, f"{exchanged.kind}-done")
             return
-        seconds = self.exchange_seconds(exchanged)
+        seconds = self.transfer_seconds(exchanged)
         if seconds is None:
             clock.unknown[exchanged.kind] += 1
             seconds = 0.0
@@ -197,7 +197,7 @@ class _Replay:
         if exchanged.role == "whole":
             clock.wait(exchanged.key)
 
-    def exchange_seconds(self, exchanged: Exchange) -> float | None:
+    def transfer_seconds(self, exchanged: Exchange) -> float | None:
         """None if the text does not tell the groups, or the formula does not hold for the kind."""
         size = num_bytes(exchanged.shapes)
         if exchanged.kind == "collective-permute":
