@@ -60,7 +60,7 @@ class Estimate:
 
 
 def estimate(
-    step: Modelled, *, useful_flops: float, samples: float, steps: int, chips: int, chip: Chip
+    step: Modelled, *, useful_flops: float, samples: float | int, steps: int, chips: int, chip: Chip
 ) -> Estimate:
     """What the modelled step means.
 

@@ -81,7 +81,7 @@ class Row:
             f"{self.setting}{' (plain)' if self.is_plain else ''}",
             "-" if peak is None else f"{peak / GIB:.2f}",
             "yes" if self.compiled.fits else "no",
-            "-" if self.step is None else f"{self.step.seconds * 1e3:.0f}",
+            "-" if self.step is None else f"{self.step.seconds * 1e3:.1f}",
             "-" if self.tokens_per_second is None else f"{self.tokens_per_second:.0f}",
             "-" if self.ratio is None else f"{self.ratio:.3f}",
             "-" if self.step is None else str(sum(self.step.unknown.values())),
