@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from astrollava_jax.planning.topologies import Chip
+from astrollava_jax.planning.topologies import Chip, Topology
 
 REACHED = 0.93
 """Of a link's speed."""
@@ -35,6 +35,13 @@ def ring_speed(chip: Chip, sides: Sequence[int] | None = None, closed: bool = Fa
     axes = chip.ici_links // 2 if sides is None else sum(side > 1 for side in sides)
     speed = REACHED * chip.ici_bytes_per_second * 2 * axes
     return speed / 2 if axes > 1 and not closed else speed
+
+
+def ring_of(topology: Topology) -> float:
+    """The same for a machine of the table."""
+    sides = [int(side) for side in topology.topology_name.partition(":")[2].split("x")]
+    closed = all(wrap for side, wrap in zip(sides, topology.wrap) if side > 1)
+    return ring_speed(topology.chip, sides, closed)
 
 
 def exchange_seconds(kind: str, num_bytes: int, chips: int, speed: float) -> float:

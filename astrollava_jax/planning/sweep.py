@@ -21,8 +21,10 @@ class Setting:
     rows: int
     """That the chips which share a tensor compute in a step; those of one chip, where none do."""
     remat: str
-    options: tuple[tuple[str, str], ...] = ()
-    """For the compiler, by name."""
+    options: tuple[tuple[str, bool | int | str], ...] = ()
+    """All that the compiler is told."""
+    options_name: str | None = dataclasses.field(default=None, compare=False)
+    """What the table calls the options, where they are many."""
 
     def __post_init__(self):
         split = tuple((axis, size) for axis, size in self.mesh if size > 1)
@@ -37,14 +39,14 @@ class Setting:
     @property
     def rows_per_chip(self) -> float:
         """Less than `rows` where several chips share a tensor."""
-        return (
-            self.rows * math.prod(s for axis, s in self.mesh if axis in RULES["batch"]) / self.chips
-        )
+        groups = math.prod(size for axis, size in self.mesh if axis in RULES["batch"])
+        return self.rows * groups / self.chips
 
     def __str__(self):
         mesh = " x ".join(f"{axis} {size}" for axis, size in self.mesh) or "one chip"
         told = [mesh, f"{self.rows_per_chip:g} rows per chip", f"remat {self.remat}"]
-        return ", ".join(told + [f"{name}={value}" for name, value in self.options])
+        options = [f"{name}={value}" for name, value in self.options]
+        return ", ".join(told + (options if self.options_name is None else [self.options_name]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +113,7 @@ def sweep(
     chip: Chip,
     ring: float | None = None,
 ) -> list[Row]:
-    """Compiles every setting once, with the plain ones they are compared with, and ranks them.
+    """Compiles every setting once, and the plain ones of those that fit, and ranks them.
 
     Those that fit come first, the fastest per token first; then those without a time; then those
     that do not fit.
@@ -123,17 +125,18 @@ def sweep(
         chip: what runs it.
         ring: see `modelled`.
     """
-    wanted = list(dict.fromkeys(settings))
-    plains = {setting: plain(setting) for setting in wanted}
-    every = dict.fromkeys(wanted + [one for one in plains.values() if one is not None])
-    compiled = {setting: compile(setting) for setting in every}
+    compiled = {setting: compile(setting) for setting in dict.fromkeys(settings)}
+    for setting, made in list(compiled.items()):
+        base = plain(setting)
+        if made.fits and base is not None and base not in compiled:
+            compiled[base] = compile(base)
     steps = {setting: _step(made, chip, ring) for setting, made in compiled.items()}
     per_token = {
         setting: None if step is None else step.seconds / (setting.rows_per_chip * length)
         for setting, step in steps.items()
     }
     rows = []
-    for setting in every:
+    for setting in compiled:
         base = plain(setting)
         mine, theirs = per_token[setting], per_token.get(base) if base else None
         rows.append(

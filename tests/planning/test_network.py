@@ -2,8 +2,8 @@
 
 import pytest
 
-from astrollava_jax.planning.network import exchange_seconds, group_size, ring_speed
-from astrollava_jax.planning.topologies import CHIPS
+from astrollava_jax.planning.network import exchange_seconds, group_size, ring_of, ring_speed
+from astrollava_jax.planning.topologies import CHIPS, topology
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,22 @@ from astrollava_jax.planning.topologies import CHIPS
 )
 def test_a_ring_is_as_fast_as_the_axes_of_the_slice_let_it_be(chip, sides, closed, gigabytes):
     assert ring_speed(CHIPS[chip], sides, closed) == pytest.approx(gigabytes * 1e9)
+
+
+@pytest.mark.parametrize(
+    ("name", "gigabytes"),
+    [
+        ("v5e-16", 93),
+        ("v5e-128", 93),  # closed along one of its two axes
+        ("v5e-256", 186),
+        ("v6e-8", 186),
+        ("v4-8", 93),
+        ("v5p-8", 186),
+        ("v5p-128", 558),
+    ],
+)
+def test_a_machine_of_the_table_has_the_ring_of_its_slice(name, gigabytes):
+    assert ring_of(topology(name)) == pytest.approx(gigabytes * 1e9)
 
 
 def test_a_gather_over_sixteen_chips_of_v5e_takes_what_the_ring_needs_for_the_other_fifteen():

@@ -1,5 +1,7 @@
 """Settings ranked by the modelled time of what a compiler makes of them."""
 
+import dataclasses
+
 import pytest
 from planning_programs import CHIP, program, work
 
@@ -34,13 +36,18 @@ def ranked(*settings: Setting, compiler=None) -> list[Row]:
 
 
 def test_the_fastest_per_token_comes_first_and_what_does_not_fit_last():
-    rows = ranked(SAVING, PLAIN, OPTION, LARGE)
-    assert [row.setting for row in rows] == [
-        OPTION, Setting((("fsdp", 4),), 16, "full"), PLAIN, SAVING, LARGE,
-    ]  # fmt: skip
+    many = Setting((("fsdp", 4),), 16, "full")
+    rows = ranked(SAVING, PLAIN, OPTION, LARGE, many)
+    assert [row.setting for row in rows] == [OPTION, many, PLAIN, SAVING, LARGE]
     assert [row.compiled.fits for row in rows] == [True, True, True, False, False]
     speeds = [row.tokens_per_second for row in rows[:3]]
     assert speeds == pytest.approx([2000 / 1500e-6, 16000 / 12000e-6, 2000 / 2000e-6])
+
+
+def test_no_time_is_spent_on_a_plain_setting_that_nothing_is_compared_with():
+    compiler = Compiler()
+    assert [row.setting for row in ranked(SAVING, compiler=compiler)] == [SAVING]
+    assert compiler.asked == [SAVING]
 
 
 def test_each_is_compared_with_plain_fsdp_of_as_many_rows_in_the_same_sweep():
@@ -100,5 +107,8 @@ def test_a_row_is_read_in_words():
         "no time": "0",
     }
     assert plain_row.cells()[0] == "fsdp 4, 2 rows per chip, remat full (plain)"
+    short = dataclasses.replace(OPTION, options_name="as trained")
+    assert str(short) == "fsdp 4, 2 rows per chip, remat full, as trained"
+    assert short == OPTION
     out = ranked(SAVING)[-1].cells()
     assert out == ("fsdp 4, 2 rows per chip, remat dots", "-", "no", "-", "-", "-", "-")
