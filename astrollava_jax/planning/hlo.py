@@ -88,12 +88,12 @@ def exchange(instruction: Instruction, bodies: Computations) -> Exchange | None:
         if instruction.opcode.endswith("-start"):
             role = "start"
         elif instruction.opcode.endswith("-done"):
-            role, key = "done", instruction.operands[0]
+            role, key = "done", "".join(instruction.operands[:1])
         return Exchange(kind, role, results(instruction), key, instruction.line)
     if instruction.opcode in ("fusion", "async-start"):
         return _inside(instruction, bodies)
     if instruction.opcode == "async-done":
-        return Exchange("", "done", (), instruction.operands[0], instruction.line)
+        return Exchange("", "done", (), "".join(instruction.operands[:1]), instruction.line)
     return None
 
 

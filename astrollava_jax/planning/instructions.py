@@ -109,6 +109,8 @@ def rounds(loop: Instruction, caller: Sequence[Instruction], bodies: Computation
     test = next((one for one in condition.values() if one.root), None)
     if test is None or test.opcode != "compare" or "direction=LT" not in test.line:
         return None
+    if len(test.operands) != 2 or not loop.operands:
+        return None
     counter, limit = (condition.get(name) for name in test.operands)
     if counter is None or counter.opcode != "get-tuple-element" or counter.index is None:
         return None
@@ -133,7 +135,7 @@ def _step(body: Mapping[str, Instruction], index: int) -> int | None:
         term is not None and term.opcode == "get-tuple-element" and term.index == index
         for term in terms
     ]
-    if sum(is_counter) != 1:
+    if sorted(is_counter) != [False, True]:
         return None
     return _number(terms[is_counter.index(False)], body)
 

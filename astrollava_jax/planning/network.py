@@ -72,9 +72,9 @@ def group_size(line: str, all_chips: int | None) -> int | None:
     if mesh:
         sizes = {name: int(size) for name, size in _AXIS.findall(mesh[1])}
         used = [
-            (name, int(part) if part else sizes[name]) for name, _, part in _USED.findall(mesh[2])
+            (int(part) if part else sizes.get(name)) for name, _, part in _USED.findall(mesh[2])
         ]
-        return math.prod(size for _, size in used)
+        return None if None in used else math.prod(size for size in used if size is not None)
     if "replica_groups={}" in line:
         return all_chips
     iota = _IOTA.search(line)

@@ -146,6 +146,7 @@ class _Replay:
         """One computation, run once."""
         if name not in self.done:
             clock = _Clock()
+            self.done[name] = clock.parts()  # for one that calls itself, which none does
             instructions = self.bodies.get(name, ())
             by_name = {one.name: one for one in instructions}
             for one in instructions:
@@ -163,14 +164,14 @@ class _Replay:
             times = rounds(one, around, self.bodies)
             clock.unknown["while"] += times is None
             clock.add(self.of(one.called("body") or ""), 1 if times is None else times)
-        elif one.opcode in ("call", "conditional"):
+        elif one.opcode in ("call", "conditional") and one.calls:
             clock.add(max(map(self.of, one.calls), key=lambda parts: parts.seconds), 1)
         elif exchanged is not None:
             self.transfer(clock, exchanged)
         elif one.opcode.removesuffix("-start") in _COPIES and one.opcode.endswith("-start"):
             self.copy(clock, one)
         elif one.opcode.removesuffix("-done") in _COPIES and one.opcode.endswith("-done"):
-            self.awaited(clock, one.operands[0], one.opcode)
+            self.awaited(clock, "".join(one.operands[:1]), one.opcode)
         elif (seconds := self.kernel(one, by_name)) is not None:
             clock.now += seconds
             clock.kernels += seconds

@@ -52,14 +52,13 @@ ENTRY %main (a: bf16[8,4]) -> f32[] {
   %a = bf16[8,4]{1,0} parameter(0)
   %loop = (s32[], bf16[8,4]{1,0}) while(%a), condition=%condition, body=%body, \
 backend_config={"known_trip_count":{"n":"32"}}
-  %kernel = bf16[8,4]{1,0} custom-call(%a), custom_call_target="tpu_custom_call", metadata={
-"a kernel's own words": "{}"
-}}, backend_config={}
   %start = (bf16[8,4]{1,0}, bf16[8,4]{1,0}, u32[], u32[]) collective-permute-start(%a), channel_id=4
   %await = bf16[8,4]{1,0} collective-permute-done(%start)
   %other = (bf16[2,4]{1,0}, bf16[2,4]{1,0}, u32[], u32[]) collective-permute-start(%a), channel_id=4
   %again = bf16[2,4]{1,0} collective-permute-done(%other)
-  ROOT %sum = f32[] all-reduce(%a), channel_id=5, metadata={op_name="jit(step)/reduce_sum"}
+  ROOT %sum = f32[] all-reduce(%a), channel_id=5, frontend_attributes={its_own={
+"words": "{}"
+}}, metadata={op_name="jit(step)/reduce_sum"}
 }
 """
 

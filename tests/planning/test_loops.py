@@ -66,6 +66,8 @@ def test_what_the_compiler_says_goes_before_what_the_counter_does():
         ("%zero = s32[] constant(0)", "%zero = s32[] add(%n, %n)"),
         ("%step = s32[] constant(1)", "%step = s32[] get-tuple-element(%t), index=1"),
         ("add(%copy.1, %step)", "multiply(%copy.1, %step)"),
+        ("add(%copy.1, %step)", "add(%copy.1, %i)"),
+        ("add(%copy.1, %step)", "add(%step, %step)"),
         ("direction=LT", "direction=NE"),
         ("tuple(%next, %n)", "tuple(%n, %next)"),
         ("body=%body", "body=%nowhere"),

@@ -1,6 +1,7 @@
 """The modelled time of programs whose times can be added up by hand."""
 
 import re
+from random import Random
 
 import pytest
 from planning_programs import CHIP, FSDP, KB, SPLASH, US, computation, program, work
@@ -225,3 +226,15 @@ def test_a_real_programs_reductions_are_scattered_and_take_what_the_ring_says():
     assert step.seconds == pytest.approx(
         step.compute_seconds + sum(step.exposed_seconds.values()) + step.copy_seconds
     )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_program_in_words_that_nobody_knows_is_no_error(seed):
+    """Each of five times with some 60 lines that lack a piece of up to 40 characters."""
+    random = Random(seed)
+    lines = (FSDP + SPLASH).splitlines()
+    for number in random.sample(range(len(lines)), 60):
+        start = random.randrange(len(lines[number]) + 1)
+        lines[number] = lines[number][:start] + lines[number][start + random.randint(1, 40) :]
+    step = modelled("\n".join(lines), CHIPS["v5e"])
+    assert step.seconds >= 0
