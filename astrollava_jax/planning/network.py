@@ -40,8 +40,7 @@ def ring_speed(chip: Chip, sides: Sequence[int] | None = None, closed: bool = Fa
 def ring_of(topology: Topology) -> float:
     """The same for a machine of the table."""
     sides = [int(side) for side in topology.topology_name.partition(":")[2].split("x")]
-    closed = all(wrap for side, wrap in zip(sides, topology.wrap) if side > 1)
-    return ring_speed(topology.chip, sides, closed)
+    return ring_speed(topology.chip, sides, closed=all(topology.wrap[: len(sides)]))
 
 
 def exchange_seconds(kind: str, num_bytes: int, chips: int, speed: float) -> float:
