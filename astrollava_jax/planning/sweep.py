@@ -69,7 +69,7 @@ class Row:
     setting: Setting
     compiled: Compiled
     step: Modelled | None
-    """None if it does not fit, or nothing in its program has a time."""
+    """None if it does not fit, or nothing that it computes has a time."""
     tokens_per_second: float | None
     """Of one chip, padding counted."""
     ratio: float | None
@@ -156,7 +156,7 @@ def _step(compiled: Compiled, chip: Chip, ring: float | None) -> Modelled | None
     if not compiled.fits or compiled.text is None:
         return None
     step = modelled(compiled.text, chip, ring)
-    return step if step.seconds else None
+    return step if step.busy_seconds else None
 
 
 def _rank(row: Row) -> tuple[bool, float]:

@@ -90,8 +90,9 @@ def test_one_chip_is_its_own_plain_setting():
     assert plain(Setting((), 2, "none")) == alone
 
 
-def test_a_program_without_any_time_fits_and_has_no_speed():
-    row = sweep([PLAIN], lambda _: Compiled(True, GIB, program()), length=8, chip=CHIP)[0]
+def test_a_program_whose_work_has_no_time_fits_and_has_no_speed():
+    waits = program("%g = s8[4000]{0} all-gather(%a), replica_groups={}")
+    row = sweep([PLAIN], lambda _: Compiled(True, GIB, waits), length=8, chip=CHIP)[0]
     assert (row.compiled.fits, row.step, row.tokens_per_second, row.ratio) == (True,) + (None,) * 3
 
 
