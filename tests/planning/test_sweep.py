@@ -96,6 +96,14 @@ def test_a_program_whose_work_has_no_time_fits_and_has_no_speed():
     assert (row.compiled.fits, row.step, row.tokens_per_second, row.ratio) == (True,) + (None,) * 3
 
 
+def test_what_fits_comes_before_what_does_not_even_without_a_time():
+    def compile(setting: Setting) -> Compiled:
+        return Compiled(setting == PLAIN, text=program())
+
+    rows = sweep([SAVING, PLAIN], compile, length=8, chip=CHIP)
+    assert [row.setting for row in rows] == [PLAIN, SAVING]
+
+
 def test_a_row_is_read_in_words():
     option, plain_row = ranked(OPTION)
     assert dict(zip(HEAD, option.cells())) == {
