@@ -72,6 +72,7 @@ def main(argv: list[str]) -> None:
         set_key(tree, key, value)
     fits = show_plan(
         parse(RunConfig, tree, arguments.run),
+        os.path.dirname(os.path.abspath(arguments.run)),
         arguments.topology,
         shape=arguments.shape,
         rows_per_chip=arguments.rows_per_chip,

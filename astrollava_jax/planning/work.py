@@ -58,7 +58,7 @@ def _of(equation: Any, unknown: Counter[str]) -> int:
 
 
 def _manual(params: dict[str, Any]) -> Any:
-    return params.get("manual_axes") or params["mesh"].axis_names
+    return params.get("newly_manual_axes") or params.get("manual_axes") or params["mesh"].axis_names
 
 
 def _inside(params: dict[str, Any]) -> Iterator[Any]:

@@ -115,7 +115,7 @@ def plan(run: RunConfig, where: Machine, outline: Outline, *, throughput: bool =
     with stage.active():
         traced = stage.step.trace(*arguments)  # pyright: ignore: it is a jitted function
         try:
-            program = compile_program(traced.lower())
+            program = compile_program(traced.lower(), where.devices[0].platform)
             memory, text, exchanged = program.memory, program.text, program.collectives
         except DoesNotFit as error:
             refused = error

@@ -13,6 +13,7 @@ from astrollava_jax.run.planned_model import planned_model
 
 def show_plan(
     run: RunConfig,
+    folder: str,
     topology: str,
     *,
     shape: str | None = None,
@@ -25,6 +26,7 @@ def show_plan(
 
     Args:
         run: the run.
+        folder: that of its file.
         topology: the machine's name, or `local`.
         shape: the model's published name, in place of the directories that the run names.
         rows_per_chip: a step has so many rows on each chip, whatever the batch of the run.
@@ -36,7 +38,7 @@ def show_plan(
     Raises:
         ValueError, FileNotFoundError: the user's mistakes, each with what to do.
     """
-    where, outline = machine(topology), planned_model(run.init, shape)
+    where, outline = machine(topology), planned_model(run.init, folder, shape)
     throughput = rows_per_chip is not None
     if rows_per_chip is not None:
         if rows_per_chip < 1:
