@@ -9,7 +9,7 @@ from astrollava_jax.run.config import RunConfig
 from astrollava_jax.run.plan import Planned
 from astrollava_jax.sharding import MeshConfig
 
-LESS_KEPT = ("none", "dots", "full")
+LESS_KEPT = ("none", "dots", "attention", "full", "offload")
 """Remat, from what keeps most of a layer for the backward pass to what keeps least."""
 
 SMALLER = ("float32", "bfloat16", *FORMS)
@@ -33,7 +33,11 @@ class Try:
     """Why it could not be built."""
 
 
-def nearest(first: Planned, compile_step: Callable[[RunConfig], Planned]) -> Iterator[Try]:
+def nearest(
+    first: Planned,
+    compile_step: Callable[[RunConfig], Planned],
+    rows: str = "--batch.rows_per_device",
+) -> Iterator[Try]:
     """Tries settings in the order of least harm until one fits, which is then the last.
 
     First fewer rows at a time, which changes no number; then less that is kept for the backward
@@ -43,9 +47,10 @@ def nearest(first: Planned, compile_step: Callable[[RunConfig], Planned]) -> Ite
     Args:
         first: what does not fit.
         compile_step: compiles a run for the same machine.
+        rows: the option that says how many rows a chip computes at a time.
     """
     run, words = first.run, ""
-    for changes in (_fewer_rows(first), _remat(first), _frozen(first), _axes(first)):
+    for changes in (_fewer_rows(first, rows), _remat(first), _frozen(first), _axes(first)):
         farthest = run, words
         for said, change in changes:
             changed, told = change(run), f"{words} {said}".strip()
@@ -61,13 +66,11 @@ def nearest(first: Planned, compile_step: Callable[[RunConfig], Planned]) -> Ite
         run, words = farthest
 
 
-def _fewer_rows(first: Planned) -> Sequence[Change]:
+def _fewer_rows(first: Planned, option: str) -> Sequence[Change]:
     number, found = first.rows_per_chip, []
     while number > 1:
         number //= 2
-        found.append(
-            (f"--batch.rows_per_device {number}", _with(batch={"rows_per_device": number}))
-        )
+        found.append((f"{option} {number}", _with(batch={"rows_per_device": number})))
     return found
 
 

@@ -53,6 +53,8 @@ class Planned:
     """FLOPs of full rows over all chips; see `training.flops`."""
     text: str
     """The compiled program; empty where it was refused."""
+    notes: tuple[str, ...]
+    """What a person should know of how it is computed there."""
 
     @property
     def rows_per_chip(self) -> int:
@@ -137,6 +139,7 @@ def plan(run: RunConfig, where: Machine, outline: Outline, *, throughput: bool =
         executed=executed(traced.jaxpr),
         useful=_useful(stage, rows),
         text=text,
+        notes=(*outline.notes, *stage.notes),
     )
 
 

@@ -40,6 +40,7 @@ def facts(planned: Planned) -> dict[str, Any]:
             "samples_per_step": rows.samples,
             "known_from": rows.said,
         },
+        "notes": planned.notes,
         "fits": planned.fits,
         "needed_bytes": planned.needed,
         "usable_bytes": usable,
@@ -54,9 +55,9 @@ def facts(planned: Planned) -> dict[str, Any]:
     }
 
 
-def as_json(planned: Planned, notes: Sequence[str], tries: Sequence[Try]) -> str:
+def as_json(planned: Planned, tries: Sequence[Try]) -> str:
     """What was planned and, where it does not fit, what was tried instead."""
-    tree = facts(planned) | {"notes": list(notes)}
+    tree = facts(planned)
     if tries:
         found = [_tried(one) for one in tries]
         fitting = tries[-1].said if _fits(tries[-1]) else None
@@ -64,10 +65,10 @@ def as_json(planned: Planned, notes: Sequence[str], tries: Sequence[Try]) -> str
     return json.dumps(tree, indent=2)
 
 
-def show(console: Console, planned: Planned, notes: Sequence[str]) -> None:
+def show(console: Console, planned: Planned) -> None:
     """Prints what was planned."""
     machine, rows, run = planned.machine, planned.rows, planned.run
-    for note in notes:
+    for note in planned.notes:
         console.print(f"note: {note}")
     axes = " x ".join(f"{axis} {size}" for axis, size in planned.mesh.items())
     kind = machine.devices[0].device_kind

@@ -52,14 +52,15 @@ def show_plan(
     # Tables go where JSON does not, and are told as they are known: a compilation takes its time.
     console = Console(soft_wrap=True, markup=False, highlight=False, quiet=as_json)
     planned = compile_step(run)
-    plan_report.show(console, planned, outline.notes)
+    plan_report.show(console, planned)
     tries: list[Try] = []
     if not planned.fits:
         console.print("\ntrying what may fit, the least harmful first:")
-        for one in nearest(planned, compile_step):
+        option = "--rows-per-chip" if throughput else "--batch.rows_per_device"
+        for one in nearest(planned, compile_step, option):
             tries.append(one)
             plan_report.show_try(console, one)
         plan_report.show_nearest(console, tries)
     if as_json:
-        print(plan_report.as_json(planned, outline.notes, tries))
+        print(plan_report.as_json(planned, tries))
     return planned.fits

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -17,9 +18,10 @@ from astrollava_jax.cli.main import MISTAKE, main
 from astrollava_jax.data.tokenizer import Tokenizer
 from astrollava_jax.planning.program import DoesNotFit
 from astrollava_jax.run import planning
-from astrollava_jax.run.config import RunConfig
+from astrollava_jax.run.config import InitConfig, RunConfig
 from astrollava_jax.run.nearest import nearest
 from astrollava_jax.run.plan import Machine, Planned, plan
+from astrollava_jax.run.planned_model import planned_model
 from astrollava_jax.run.planned_rows import planned_rows
 from astrollava_jax.run.records import training_data
 from astrollava_jax.weights.outline import outline
@@ -48,17 +50,6 @@ def folder(tmp_path_factory) -> Path:
     (folder / "hf" / "model.safetensors").unlink()
     (folder / "run.yaml").write_text(RUN.format(folder=folder))
     return folder
-
-
-@pytest.fixture
-def on_eight(monkeypatch):
-    """Gives the command a machine of eight chips, with so many bytes each."""
-
-    def give(usable: int) -> None:
-        made = Machine("eight", jax.devices(), usable, None)
-        monkeypatch.setattr(planning, "machine", lambda name: made)
-
-    return give
 
 
 @pytest.fixture(scope="module")
@@ -96,49 +87,74 @@ def test_more_is_executed_than_is_useful(planned):
     assert planned.executed.unknown == ()
 
 
-def test_a_setting_that_does_not_fit_leads_to_the_nearest_that_does(folder, on_eight, capsys):
-    file = str(folder / "run.yaml")
-    on_eight(1 << 30)
-    assert main(["plan", file, "--topology", "local", "--json"]) == 0
-    whole = json.loads(capsys.readouterr().out)
-    assert whole["fits"] and whole["rows"]["per_chip_at_once"] == 8
-    assert (
-        main(["plan", file, "--topology", "local", "--json", "--batch.rows_per_device", "2"]) == 0
-    )
-    two = json.loads(capsys.readouterr().out)
-    assert two["needed_bytes"] < whole["needed_bytes"]
-
-    on_eight((two["needed_bytes"] + whole["needed_bytes"]) // 2)
-    with pytest.raises(SystemExit) as ended:
-        main(["plan", file, "--topology", "local", "--json"])
-    assert ended.value.code == command.DOES_NOT_FIT == 3
-    said = json.loads(capsys.readouterr().out)
-    assert not said["fits"]
-    assert said["nearest"] in ("--batch.rows_per_device 4", "--batch.rows_per_device 2")
-    assert main(["plan", file, "--topology", "local", *said["nearest"].split()]) == 0
-    assert "fits: peak" in capsys.readouterr().out
-
-
-def test_what_is_printed_for_a_person(folder, on_eight, capsys):
-    file = str(folder / "run.yaml")
-    on_eight(1 << 40)
-    assert main(["plan", file, "--topology", "local", "--rows-per-chip", "1"]) == 0
-    said = capsys.readouterr().out
-    assert "machine: eight, 8 x cpu; mesh: data 1 x fsdp 4 x tensor 2" in said
-    assert "step: 8 samples in 4 rows of 64: 1 time(s) 1 row(s) on each chip" in said
-    assert "rows: assumed: 2 sample(s)" in said
-    for line in ("frozen weights", "moments", "activations and temporaries", "all-reduce", "FLOPs"):
-        assert line in said
-    assert "warning" not in said
-    on_eight(1 << 30)
-    assert main(["plan", file, "--topology", "local", "--rows-per-chip", "1"]) == 0
-    assert "warning: less than 1 GiB is left" in capsys.readouterr().out
-
-
 def changed(planned: Planned, run: RunConfig, fits: bool) -> Planned:
     refused = None if fits else DoesNotFit(2 << 30, 1 << 30)
     memory = planned.memory if fits else None
     return dataclasses.replace(planned, run=run, refused=refused, memory=memory)
+
+
+@pytest.fixture
+def fitting(planned, monkeypatch):
+    """Puts a stand-in for the compiler before the command: what it says of settings that fit."""
+
+    def give(fits: Callable[[RunConfig], bool], room: int = 1 << 40) -> None:
+        def stand_in(run, where, outline, *, throughput=False):
+            found = changed(planned, run, fits(run))
+            return dataclasses.replace(found, machine=Machine("eight", jax.devices(), room, None))
+
+        monkeypatch.setattr(planning, "plan", stand_in)
+
+    return give
+
+
+def test_a_setting_that_does_not_fit_is_code_3_with_the_nearest_that_does(folder, fitting, capsys):
+    argv = ["plan", str(folder / "run.yaml"), "--topology", "local"]
+    fitting(lambda run: run.batch.rows_per_device in (1, 2))
+    with pytest.raises(SystemExit) as ended:
+        main([*argv, "--json"])
+    assert ended.value.code == 3
+    said = json.loads(capsys.readouterr().out)
+    assert not said["fits"] and said["compiler"] is None
+    assert [one["fits"] for one in said["tried"]] == [False, True]
+    assert said["nearest"] == "--batch.rows_per_device 2"
+
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 3
+    said = capsys.readouterr().out
+    assert "DOES NOT FIT: needs 2.00 GiB" in said
+    assert "the nearest setting that fits: --batch.rows_per_device 2" in said
+    assert main([*argv, "--batch.rows_per_device", "2"]) == 0
+
+    fitting(lambda run: False)
+    with pytest.raises(SystemExit):
+        main(argv)
+    assert "none of them fits" in capsys.readouterr().out
+
+
+def test_little_room_is_warned_of(folder, fitting, planned, capsys):
+    argv = ["plan", str(folder / "run.yaml"), "--topology", "local"]
+    fitting(lambda run: True, planned.needed + (1 << 30))
+    assert main(argv) == 0
+    assert "1.00 GiB left" in (said := capsys.readouterr().out) and "warning" not in said
+    fitting(lambda run: True, planned.needed + (1 << 30) - 1)
+    assert main(argv) == 0
+    assert "warning: less than 1 GiB is left" in capsys.readouterr().out
+    fitting(lambda run: True, planned.needed - 1)
+    with pytest.raises(SystemExit, match="3"):
+        main(argv)
+
+
+def test_what_is_printed_of_a_step_of_this_machine(folder, capsys):
+    argv = ["plan", str(folder / "run.yaml"), "--topology", "local", "--rows-per-chip", "1"]
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+    assert "machine: cpu, 8 x cpu; mesh: data 1 x fsdp 4 x tensor 2" in said
+    assert "step: 8 samples in 4 rows of 64: 1 time(s) 1 row(s) on each chip" in said
+    assert "rows: assumed: 2 sample(s)" in said
+    assert "the device does not tell how much it has" in said
+    for line in ("frozen weights", "moments", "activations and temporaries", "all-reduce", "FLOPs"):
+        assert line in said
 
 
 def test_settings_are_tried_in_the_order_of_least_harm(planned):
@@ -153,12 +169,15 @@ def test_settings_are_tried_in_the_order_of_least_harm(planned):
     found = list(nearest(changed(planned, run, fits=False), compile_step))
     assert [one.said.split("--")[-1] for one in found] == [
         "batch.rows_per_device 4", "batch.rows_per_device 2", "batch.rows_per_device 1",
-        "remat dots", "remat full", "precision.frozen int8", "precision.frozen nf4",
+        "remat dots", "remat attention", "remat full", "remat offload",
+        "precision.frozen int8", "precision.frozen nf4",
         "mesh '{data: 1, fsdp: 2, tensor: 4}'",
     ]  # fmt: skip
     last = tried[-1]
-    assert (last.batch.rows_per_device, last.remat, last.precision.frozen) == (1, "full", "nf4")
-    assert "--batch.rows_per_device 1 --remat full --precision.frozen nf4 --mesh" in found[-1].said
+    assert (last.batch.rows_per_device, last.remat, last.precision.frozen) == (1, "offload", "nf4")
+    assert (
+        "--batch.rows_per_device 1 --remat offload --precision.frozen nf4 --mesh" in found[-1].said
+    )
 
 
 def test_a_setting_that_cannot_be_is_told_and_passed_over(planned):
@@ -167,13 +186,17 @@ def test_a_setting_that_cannot_be_is_told_and_passed_over(planned):
             raise ValueError("nothing to store")
         return changed(planned, run, fits=run.precision.frozen == "nf4")
 
-    run = dataclasses.replace(
-        planned.run, batch=dataclasses.replace(planned.run.batch, rows_per_device=1)
-    )
+    run = dataclasses.replace(planned.run, remat="offload")
     first = dataclasses.replace(changed(planned, run, fits=False), micro_batches=8)
     int8, nf4 = nearest(first, compile_step)
     assert (int8.planned, int8.why) == (None, "nothing to store")
     assert nf4.said == "--precision.frozen nf4"
+
+
+def test_fewer_rows_are_told_as_they_were_asked_for(planned):
+    first = changed(planned, planned.run, fits=False)
+    found = nearest(first, lambda run: changed(planned, run, fits=True), rows="--rows-per-chip")
+    assert [one.said for one in found] == ["--rows-per-chip 4"]
 
 
 @pytest.mark.parametrize(
@@ -195,25 +218,29 @@ def test_without_records_rows_are_as_full_as_the_recipe_makes_them(
     assert found.said.startswith("assumed")
 
 
-def test_a_run_that_has_measured_its_records_is_planned_by_them(stage1, capsys):
-    assert main(["plan", stage1.file, "--topology", "local", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)["rows"]
-    assert rows["known_from"] == f"the lengths kept in {stage1.out}/plan"
+def test_a_run_that_has_measured_its_records_is_planned_by_them(stage1):
     run = small_run.read_run(stage1.file)
-    tokenizer = Tokenizer.from_folder(str(run.init.model))
-    facts = outline(str(run.init.model)).config.image_facts
-    expected = training_data(run, tokenizer, facts, 8).plan
-    assert (rows["length"], rows["learned"], rows["images"]) == expected.shape
-    assert (rows["per_step"], rows["samples_per_step"]) == (expected.rows, run.batch.samples)
+    shape = outline(str(run.init.model))
+    facts, folder = shape.config.image_facts, shape.tokenizer_folder
+    assert folder is not None
+    found = planned_rows(run, facts, 8, folder)
+    assert found.said == f"the lengths kept in {stage1.out}/plan"
+    expected = training_data(run, Tokenizer.from_folder(folder), facts, 8).plan
+    assert (found.shape, found.count) == (expected.shape, expected.rows)
+    assert found.samples == run.batch.samples
+    elsewhere = dataclasses.replace(run, out=f"{run.out}/none")
+    assert planned_rows(elsewhere, facts, 8, folder).said.startswith("assumed")
 
 
-def test_a_run_that_is_to_begin_from_one_that_is_not_there_yet(folder, on_eight, capsys):
-    on_eight(1 << 30)
-    later = (folder / "run.yaml").read_text().replace(f"{folder}/hf", f"{folder}/run")
-    (folder / "later.yaml").write_text(later.replace(f"out: {folder}/run", f"out: {folder}/then"))
-    assert main(["plan", str(folder / "later.yaml"), "--topology", "local"]) == 0
-    said = capsys.readouterr().out
-    assert f"note: {folder}/run is not here: the model of {folder}/run.yaml, which will" in said
+def test_a_run_that_is_to_begin_from_one_that_is_not_there_yet(folder):
+    init = InitConfig(model=str(folder / "run"))
+    found = planned_model(init, str(folder))
+    assert found.config == tiny_llava.our_config()
+    (note,) = found.notes
+    assert note.startswith(f"{folder}/run is not here: the model of {folder}/run.yaml, which will")
+    sized = dataclasses.replace(init, image_size=42)
+    assert planned_model(sized, str(folder)).config.vision.image_size == 42
+    assert planned_model(init, str(folder), "llava-1.5-7b").config.llm.num_layers == 32
 
 
 def test_mistakes_are_told_in_a_line(folder, capsys, monkeypatch):
