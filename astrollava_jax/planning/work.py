@@ -5,7 +5,6 @@ The compiler's own count takes a loop's body once, whatever its length.
 
 import dataclasses
 import math
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,23 +14,22 @@ class Executed:
     """What the matrix products of a step cost, over all chips."""
 
     flops: int
-    unknown: tuple[str, ...]
-    """What may hold more of them: kernels without a count, loops of unknown length (their bodies
-    are counted once)."""
+    inexact: tuple[str, ...]
+    """Where the count may be wrong, and how."""
 
 
 def executed(jaxpr: Any) -> Executed:
     """The FLOPs of a traced function: matrix products and convolutions, loops by their length."""
-    unknown: Counter[str] = Counter()
-    flops = _count(getattr(jaxpr, "jaxpr", jaxpr), unknown)
-    return Executed(flops, tuple(sorted(unknown)))
+    inexact: set[str] = set()
+    flops = _count(getattr(jaxpr, "jaxpr", jaxpr), inexact)
+    return Executed(flops, tuple(sorted(inexact)))
 
 
-def _count(jaxpr: Any, unknown: Counter[str]) -> int:
-    return sum(_of(equation, unknown) for equation in jaxpr.eqns)
+def _count(jaxpr: Any, inexact: set[str]) -> int:
+    return sum(_of(equation, inexact) for equation in jaxpr.eqns)
 
 
-def _of(equation: Any, unknown: Counter[str]) -> int:
+def _of(equation: Any, inexact: set[str]) -> int:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
@@ -41,19 +39,21 @@ def _of(equation: Any, unknown: Counter[str]) -> int:
         kernel, numbers = equation.invars[1].aval.shape, params["dimension_numbers"]
         outputs = kernel[numbers.rhs_spec[0]]
         return 2 * _size(equation.outvars[0]) * math.prod(kernel) // outputs
-    if name == "pallas_call":
-        estimate = params.get("cost_estimate")
-        if estimate is None:
-            unknown[f"kernel {params.get('name') or 'without name'}"] += 1
-        return 0 if estimate is None else int(estimate.flops)
-    inner = [_count(jaxpr, unknown) for jaxpr in _inside(params)]
+    if name == "pallas_call" and params.get("cost_estimate") is not None:
+        return int(params["cost_estimate"].flops)
+    inner = [_count(jaxpr, inexact) for jaxpr in _inside(params)]
     if name == "cond":
         return max(inner, default=0)
     if name == "while" and any(inner):
-        unknown["loop of unknown length"] += 1
-    times = params["length"] if name == "scan" else 1
-    if name == "shard_map":  # traced as one chip sees it
+        inexact.add("a loop of unknown length: one round is counted")
+    times = 1
+    if name == "scan":
+        times = params["length"]
+    elif name == "shard_map":  # traced as one chip sees it
         times = math.prod(params["mesh"].shape[axis] for axis in _manual(params))
+    elif name == "pallas_call":
+        times = math.prod(size for size in params["grid_mapping"].grid if isinstance(size, int))
+        inexact.add(f"{params.get('name') or 'a kernel'}: all tiles, those passed over too")
     return times * sum(inner)
 
 

@@ -50,7 +50,7 @@ def facts(planned: Planned) -> dict[str, Any]:
         "flops": {
             "executed": planned.executed.flops,
             "useful": planned.useful,
-            "not_counted": planned.executed.unknown,
+            "inexact": planned.executed.inexact,
         },
     }
 
@@ -182,8 +182,8 @@ def _work(console: Console, planned: Planned) -> None:
         f"FLOPs of a step on each chip: {done.flops / chips:.4g} executed, "
         f"{planned.useful / chips:.4g} useful in full rows"
     )
-    if done.unknown:
-        console.print(f"not counted in the executed ones: {', '.join(done.unknown)}")
+    for where in done.inexact:
+        console.print(f"  counted in {where}")
 
 
 def _tried(one: Try) -> dict[str, Any]:

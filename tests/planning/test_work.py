@@ -15,7 +15,7 @@ ONE = 2 * A * B * C
 
 def flops(function, *arguments) -> int:
     found = executed(jax.make_jaxpr(function)(*arguments))
-    assert found.unknown == ()
+    assert found.inexact == ()
     return found.flops
 
 
@@ -76,23 +76,26 @@ def test_what_each_chip_does_by_itself_counts_for_all_of_them():
     assert flops(product, jnp.ones((4 * A, B)), W) == 8 * ONE
 
 
-def test_what_cannot_be_counted_is_named():
+def test_a_kernel_counts_all_of_its_tiles_and_is_told_to_do_so():
     def kernel(x, out):
-        out[...] = x[...] @ x[...].T
+        pl.when(pl.program_id(0) == 0)(lambda: out.__setitem__(..., x[...] @ x[...].T))
 
     def function(x):
-        return pl.pallas_call(
-            kernel, jax.ShapeDtypeStruct((A, A), jnp.float32), name="mine", interpret=True
-        )(x)
+        out = jax.ShapeDtypeStruct((A, A), jnp.float32)
+        return pl.pallas_call(kernel, out, grid=(2, 3), name="mine", interpret=True)(x)
 
     found = executed(jax.make_jaxpr(function)(X))
-    assert found.flops == 0 and found.unknown == ("kernel mine",)
+    assert found.flops == 2 * 3 * 2 * A * B * A
+    assert found.inexact == ("mine: all tiles, those passed over too",)
 
+
+def test_of_a_loop_of_unknown_length_one_round_counts():
     def until(x):
         return jax.lax.while_loop(lambda y: jnp.sum(y) < 9, lambda y: y @ y, x)
 
     found = executed(jax.make_jaxpr(until)(jnp.ones((A, A))))
-    assert found == type(found)(2 * A**3, ("loop of unknown length",))
+    assert found.flops == 2 * A**3
+    assert found.inexact == ("a loop of unknown length: one round is counted",)
 
 
 def test_a_kernel_that_tells_its_cost_is_believed():

@@ -84,7 +84,7 @@ def test_the_state_is_updated_in_its_place(planned):
 
 def test_more_is_executed_than_is_useful(planned):
     assert planned.useful < planned.executed.flops < 3 * planned.useful
-    assert planned.executed.unknown == ()
+    assert planned.executed.inexact == ()
 
 
 def changed(planned: Planned, run: RunConfig, fits: bool) -> Planned:
