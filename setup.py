@@ -45,6 +45,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
+        "plan": ["libtpu==0.0.42.1"],  # the compiler for TPUs, as jax 0.10.2 knows it; no TPU
         "data": ["pyongc>=1.2"],
         "dev": [
             "torch==2.13.0",

@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train one stage, or go on with it, from a YAML file",
     "convert": "turn a model from one layout into another",
     "ask": "one answer about some pictures",
+    "plan": "compile a run's step for a machine that need not be there: does it fit?",
     "verify": "compare checkpoints, exports and records with their checksums",
     "bench": "measured figures, side by side with PyTorch where it is installed",
 }
@@ -46,7 +47,8 @@ commands:
 {commands}
 
 `astrollava COMMAND --help` says more. Exit codes: 0 complete; 2 a mistake in what was asked, told
-in one screen; 75 stopped, start the same command again to go on; 1 anything else.
+in one screen; 75 stopped, start the same command again to go on; 1 anything else. `plan` alone has
+3: compiled, does not fit.
 """
 
 

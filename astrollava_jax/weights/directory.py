@@ -102,7 +102,7 @@ def join(vision: files.Where, llm: files.Where, said: str = "--{}") -> FilesSour
     config = LlavaConfig(
         vision=_tower(vision),
         projector=MlpConfig(depth=2),
-        llm=_told(llm, foreign_config.read_decoder, _config(llm)),
+        llm=told(llm, foreign_config.read_decoder, config_file(llm)),
     )
     bound = bound_by(TOWER, config, open_tensors(vision))
     bound |= bound_by(DECODER, config, open_tensors(llm))
@@ -146,8 +146,8 @@ def _open_adapter(
 
 
 def _open_hf(folder: str) -> Source:
-    tree, processor = _config(folder), _processor(folder)
-    config = _told(folder, foreign_config.read_hf, tree, processor)
+    tree, processor = config_file(folder), processor_file(folder)
+    config = told(folder, foreign_config.read_hf, tree, processor)
     # A shape without numbers is a model too: one to be made from a seed, or to be planned for.
     bound = bound_by(HF, config, open_tensors(folder)) if has_tensors(folder) else {}
     missing = tuple(address for address in llava.shapes(config) if address not in bound)
@@ -175,9 +175,9 @@ def _open_hf(folder: str) -> Source:
 def _open_original(folder: str, vision: str | None, said: str) -> Source:
     if vision is not None:
         _check_part(vision, TOWER, said.format("vision"))
-    tree, tensors = _config(folder), open_tensors(folder)
+    tree, tensors = config_file(folder), open_tensors(folder)
     embedded = any(name.startswith(ORIGINAL.vision[1]) for name in tensors.infos)
-    tower = _tower(vision) if vision else _told(folder, foreign_config.tower_of_original, tree)
+    tower = _tower(vision) if vision else told(folder, foreign_config.tower_of_original, tree)
     if vision and embedded and foreign_config.tower_of_original(tree) is not None:
         raise ValueError(
             f"{folder}: has its tower in it, so that {said.format('vision')} {vision} has no place"
@@ -190,7 +190,7 @@ def _open_original(folder: str, vision: str | None, said: str) -> Source:
             f"{folder}: the {lacks}: give {said.format('vision')} DIR with the directory of "
             f"{tree.get('mm_vision_tower')}"
         )
-    config = _told(folder, foreign_config.read_original, tree, tower)
+    config = told(folder, foreign_config.read_original, tree, tower)
     parts = tuple(part for part in ORIGINAL.parts if embedded or part != "vision")
     bound = bound_by(ORIGINAL, config, tensors, parts)
     if vision and not embedded:
@@ -205,7 +205,7 @@ def _open_projector(
     folder: str, vision: files.Where | None, llm: files.Where | None, said: str
 ) -> Source:
     """LLaVA's stage 1 alone: `mm_projector.bin` between a tower and a decoder from elsewhere."""
-    tree = _config(folder)
+    tree = config_file(folder)
     if vision is None or llm is None:
         raise ValueError(
             f"{folder}: holds a projector alone, trained between {tree.get('mm_vision_tower')} and "
@@ -213,7 +213,7 @@ def _open_projector(
             f"{said.format('llm')} DIR"
         )
     parts = join(vision, llm, said)
-    config = _told(folder, foreign_config.read_original, tree, parts.config.vision)
+    config = told(folder, foreign_config.read_original, tree, parts.config.vision)
     config = dataclasses.replace(config, llm=parts.config.llm)
     projector = Renamed(TorchFile(files.join(folder, MM_PROJECTOR)), _projector_name)
     bound = bound_by(PROJECTOR, config, Tensors(folder, [projector]))
@@ -228,14 +228,15 @@ def _projector_name(name: str) -> str:
 
 
 def _tower(folder: str) -> Any:
-    return _told(folder, foreign_config.read_tower, _config(folder), _processor(folder))
+    return told(folder, foreign_config.read_tower, config_file(folder), processor_file(folder))
 
 
-def _config(folder: files.Where) -> Tree:
+def config_file(folder: files.Where) -> Tree:
+    """What the directory says of its model."""
     return files.read_json_object(files.join(folder, "config.json"))
 
 
-def _processor(folder: str) -> Tree:
+def processor_file(folder: str) -> Tree:
     """What the directory says of pictures: a file of its own, or a part of the processor's."""
     own = files.join(folder, "preprocessor_config.json")
     if files.exists(own):
@@ -244,7 +245,7 @@ def _processor(folder: str) -> Tree:
     return files.read_json_object(whole).get("image_processor", {}) if files.exists(whole) else {}
 
 
-def _told(folder: str, read: Callable[..., Any], *trees: Any) -> Any:
+def told(folder: str, read: Callable[..., Any], *trees: Any) -> Any:
     """What a reader of configs makes of them; its errors name the folder."""
     try:
         return read(*trees)

@@ -24,7 +24,7 @@ from astrollava_jax.weights import llava
 from astrollava_jax.weights.layout import Index, whole
 from astrollava_jax.weights.source import Source
 
-FACTS = "astrollava.json"
+FACTS, SIDECARS = "astrollava.json", "sidecars"
 FORMAT = 1
 _GROUP_BYTES = 1 << 28
 _CHUNK_BYTES = 1 << 25
@@ -38,19 +38,14 @@ class OrbaxSource(Source):
 
     def __init__(self, folder: files.Where):
         self._folder = str(folder)
-        facts = files.read_json_object(files.join(folder, FACTS))
-        if facts.get("format") != FORMAT:
-            raise ValueError(
-                f"{folder}: expected format {FORMAT} in {FACTS}, found {facts.get('format')!r}: it "
-                "was written by another version of astrollava"
-            )
-        beside = files.join(folder, "sidecars")
+        facts = _facts(folder)
+        beside = files.join(folder, SIDECARS)
         sidecars = {
             name: files.read_bytes(files.join(beside, name)) for name in files.names(beside)
         }
         tokenized = "tokenizer.json" in sidecars or "tokenizer.model" in sidecars
         super().__init__(
-            config=parse(LlavaConfig, facts["config"], files.join(folder, FACTS)),
+            config=stored_config(folder),
             sidecars=sidecars,
             tokenizer_folder=beside if tokenized else None,
             **{name: facts[name] for name in _FIELDS},
@@ -114,13 +109,28 @@ class OrbaxSource(Source):
             )
 
 
+def stored_config(folder: files.Where) -> LlavaConfig:
+    """The shape of a model in our own layout."""
+    return parse(LlavaConfig, _facts(folder)["config"], files.join(folder, FACTS))
+
+
+def _facts(folder: files.Where) -> dict[str, Any]:
+    facts = files.read_json_object(files.join(folder, FACTS))
+    if facts.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder}: expected format {FORMAT} in {FACTS}, found {facts.get('format')!r}: it "
+            "was written by another version of astrollava"
+        )
+    return facts
+
+
 def write(folder: files.Where, source: Source) -> None:
     """Writes a source in our layout into an empty folder, one parameter at a time."""
     facts = {name: getattr(source, name) for name in _FIELDS}
     files.write_json(
         files.join(folder, FACTS), {"format": FORMAT, "config": plain(source.config)} | facts
     )
-    beside = files.make_folder(files.join(folder, "sidecars"))
+    beside = files.make_folder(files.join(folder, SIDECARS))
     for name, content in source.sidecars.items():
         files.write_bytes(files.join(beside, name), content)
     path = files.absolute(files.join(folder, "params"))

@@ -10,6 +10,7 @@ import math
 import numpy as np
 from jaxtyping import Float32, Shaped
 
+from astrollava_jax.models.llava import LlavaConfig
 from astrollava_jax.models.vision import TowerConfig
 from astrollava_jax.weights.layout import Index
 from astrollava_jax.weights.source import Derived, Source, cast
@@ -34,14 +35,24 @@ def resize(source: Source, image_size: int | None = None, grid: Grid | None = No
         ValueError: if the size holds no patch or more than `MOST_PATCHES`, or the grid is none for
             a tower of this size.
     """
-    config = source.config
+    wanted = resized_config(source.config, image_size, grid)
+    origin = source.origin if isinstance(source, Resized) else source
+    return source if wanted == source.config else Resized(origin, wanted.vision, wanted.grid)
+
+
+def resized_config(
+    config: LlavaConfig, image_size: int | None = None, grid: Grid | None = None
+) -> LlavaConfig:
+    """The shape of that model.
+
+    Raises:
+        ValueError: as `resize`.
+    """
     vision = config.vision
     if image_size is not None:
         _check_patches(vision, image_size)
         vision = dataclasses.replace(vision, image_size=image_size)
-    wanted = dataclasses.replace(config, vision=vision, grid=config.grid if grid is None else grid)
-    origin = source.origin if isinstance(source, Resized) else source
-    return source if wanted == config else Resized(origin, vision, wanted.grid)
+    return dataclasses.replace(config, vision=vision, grid=config.grid if grid is None else grid)
 
 
 def _check_patches(vision: TowerConfig, image_size: int) -> None:

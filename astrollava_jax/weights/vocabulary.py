@@ -40,7 +40,12 @@ def rows_needed(tokenizer: Tokenizer, rows: int, folder: str) -> int:
         )
     if tokenizer.vocab_size <= rows:
         return rows
-    return -(-tokenizer.vocab_size // MULTIPLE) * MULTIPLE
+    return rounded(tokenizer.vocab_size)
+
+
+def rounded(words: int) -> int:
+    """The rows of a table that has grown for so many words."""
+    return -(-words // MULTIPLE) * MULTIPLE
 
 
 def note(tokenizer: Tokenizer, rows: int, grown: int) -> str:

@@ -63,6 +63,8 @@ ADAPT = {
 PUBLISHED = {
     "stage1_align": Published(558_128, 256, 2181, 66, **ALIGN),
     "stage2_instruct": Published(665_298, 128, 5198, 156, **INSTRUCT),
+    "stage1_align_v5e1": Published(558_128, 256, 2181, 66, **ALIGN),
+    "stage2_qlora_v5e1": Published(665_298, 128, 5198, 156, **ADAPT),
     "astro_stage1": Published(29_783, 128, 233, 7, **ALIGN),
     "astro_stage2": Published(29_783, 64, 466, 14, **INSTRUCT),
     "astro_next_stage1": Published(29_783, 256, 117, 4, **NEXT_ALIGN),
@@ -146,16 +148,21 @@ def test_fates_are_the_published_ones(name, run, published):
     assert found == expected
 
 
-def test_only_one_recipe_keeps_kernels_in_four_bits(name, run):
-    model = describe(run, llava_1_5_7b())
-    if name != "astro_stage2_qlora":
-        assert not model.stores and run.precision.frozen == "bfloat16"
-        return
-    kernels = [model.shapes[address].size for address in model.stores]
-    forms = [jax.eval_shape(how, model.shapes[a]) for a, how in model.stores.items()]
-    assert sum(kernels) == 6_476_005_376  # 32 layers of 4 x 4096^2 + 3 x 4096 x 11,008
-    # Half a byte for a number, and four for 64 of them.
-    assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(forms)) * 16 == 9 * sum(kernels)
+STORED = {"astro_stage2_qlora": "nf4", "stage2_qlora_v5e1": "nf4", "stage1_align_v5e1": "int8"}
+"""The recipes that keep kernels in fewer bits."""
+
+
+def test_kernels_are_kept_in_few_bits_where_the_recipe_says_so(name, run):
+    model, form = describe(run, llava_1_5_7b()), STORED.get(name, "bfloat16")
+    assert run.precision.frozen == form
+    assert bool(model.stores) == (name in STORED)
+    if form == "nf4":
+        kernels = [model.shapes[address].size for address in model.stores]
+        forms = [jax.eval_shape(how, model.shapes[a]) for a, how in model.stores.items()]
+        assert sum(kernels) == 6_476_005_376  # 32 layers of 4 x 4096^2 + 3 x 4096 x 11,008
+        # Half a byte for a number, and four for 64 of them.
+        held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(forms))
+        assert held * 16 == 9 * sum(kernels)
 
 
 def llava_1_5_7b(grid=None) -> LlavaConfig:
@@ -183,13 +190,17 @@ def test_everything_else_is_the_published_one(run, published):
     assert (run.precision.compute, run.precision.trainable) == ("bfloat16", "float32")
 
 
-FRESH = {"stage1_align": ("projector/.*",), "astro_next_stage1": ("image_newline/.*",)}
+FRESH = {
+    "stage1_align": ("projector/.*",),
+    "stage1_align_v5e1": ("projector/.*",),
+    "astro_next_stage1": ("image_newline/.*",),
+}
 
 
 def test_what_the_model_lacks_is_fresh(name, run):
     assert run.init.fresh == FRESH.get(name, ())
     assert run.init.grid == (GRID if name == "astro_next_stage1" else None)
-    assert (run.init.model is None) == (name == "stage1_align")
+    assert (run.init.model is None) == name.startswith("stage1_align")
 
 
 def test_the_resolved_recipe_is_the_golden_one(name, run):
@@ -215,7 +226,7 @@ def stand_ins(tmp_path_factory) -> Path:
 def test_a_dry_run_tells_steps_and_samples(name, published, stand_ins, tmp_path, capsys):
     argv = ["train", str(ROOT / "configs" / f"{name}.yaml"), "--dry-run"]
     argv += ["--out", str(tmp_path / "run"), "--data.0.records", str(stand_ins / "grey")]
-    if name == "stage1_align":
+    if name.startswith("stage1_align"):
         argv += ["--init.vision", str(stand_ins / "clip"), "--init.llm", str(stand_ins / "llm")]
     else:
         argv += ["--init.model", str(stand_ins / "hf")]

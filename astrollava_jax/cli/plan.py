@@ -1,0 +1,93 @@
+"""`astrollava plan RUN.yaml --topology v5e-16`."""
+
+import argparse
+import importlib.util
+import os
+import sys
+
+from astrollava_jax.cli.train import split_overrides
+
+DOES_NOT_FIT = 3
+
+HELP = """\
+Compile the step that `train` would run, for a machine that need not be there, and tell what the
+compiler knows: whether it fits into the memory of a chip, what fills it, what the chips exchange,
+and how much is computed. No weights and no records are needed: the model's config files are enough,
+or its published name (--shape llava-1.5-7b). A minute or more, and some GB of memory, at full size.
+
+Any key of the file can be replaced, as for `train`: --remat dots --mesh.tensor 4
+
+Exit codes: 0 it fits; 3 it was compiled and does not fit, then settings that may are tried, the
+least harmful first; 2 a mistake in what was asked.
+"""
+
+COMPILER = {
+    "JAX_PLATFORMS": "cpu",  # no TPU is looked for
+    "TPU_SKIP_MDS_QUERY": "1",  # nor the server that would describe one
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several plans side by side
+    "TPU_LOG_DIR": "disabled",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # any; the topology is given to the compiler itself
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}
+"""What libtpu must know before it is loaded, so that it compiles without a TPU."""
+
+
+def main(argv: list[str]) -> None:
+    """Reads the file and its overrides, and plans."""
+    parser = argparse.ArgumentParser(
+        prog="astrollava plan",
+        description=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="astrollava plan RUN.yaml --topology NAME [options] [--KEY.OF.THE.FILE VALUE ...]",
+    )
+    parser.add_argument("run", metavar="RUN.yaml", help="the run's file")
+    parser.add_argument(
+        "--topology", required=True, metavar="NAME",
+        help="v5e-16, v6e-8, v4-32, v5p-8, ...; or `local`: the devices of this machine",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rows-per-chip", type=int, metavar="N",
+        help="a step of N rows on each chip, whatever the batch of the file",
+    )  # fmt: skip
+    parser.add_argument(
+        "--shape", metavar="NAME",
+        help="the model: a published name, or a directory with config files",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    own = ("--help", "--topology", "--rows-per-chip", "--shape", "--json")
+    overrides, rest = split_overrides(argv, own)
+    arguments = parser.parse_args(rest)
+    if arguments.topology != "local":
+        _prepare_compiler()
+
+    from astrollava_jax.config import override as set_key
+    from astrollava_jax.config import parse, read
+    from astrollava_jax.run.config import RunConfig, replace_steps
+    from astrollava_jax.run.planning import show_plan
+
+    tree = read(arguments.run)
+    replace_steps(tree, overrides)
+    for key, value in overrides.items():
+        set_key(tree, key, value)
+    fits = show_plan(
+        parse(RunConfig, tree, arguments.run),
+        os.path.dirname(os.path.abspath(arguments.run)),
+        arguments.topology,
+        shape=arguments.shape,
+        rows_per_chip=arguments.rows_per_chip,
+        as_json=arguments.json,
+    )
+    if not fits:
+        sys.exit(DOES_NOT_FIT)
+
+
+def _prepare_compiler() -> None:
+    """Makes ready for libtpu, which reads the environment when JAX loads it."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError(
+            "libtpu, which holds the compiler for TPUs, is not installed (no TPU is needed): "
+            "pip install 'astrollava_jax[plan]'"
+        )
+    for name, value in COMPILER.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,118 @@
+"""The setting nearest to one that does not fit, among those that do."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from astrollava_jax.models.quantize import FORMS
+from astrollava_jax.run.config import RunConfig
+from astrollava_jax.run.plan import Planned
+from astrollava_jax.sharding import MeshConfig
+
+LESS_KEPT = ("none", "dots", "attention", "full", "offload")
+"""Remat, from what keeps most of a layer for the backward pass to what keeps least."""
+
+SMALLER = ("float32", "bfloat16", *FORMS)
+"""Working copies of what is frozen, the largest first."""
+
+WAYS = (2, 4, 8)
+"""Chips that share a tensor, in settings that are tried."""
+
+Change = tuple[str, Callable[[RunConfig], RunConfig]]
+"""What to say on the command line, and what it makes of a run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Try:
+    """A setting that was compiled, or could not be built."""
+
+    said: str
+    """What is changed, as `train` and `plan` take it on their command lines."""
+    planned: Planned | None
+    why: str = ""
+    """Why it could not be built."""
+
+
+def nearest(
+    first: Planned,
+    compile_step: Callable[[RunConfig], Planned],
+    rows: str = "--batch.rows_per_device",
+) -> Iterator[Try]:
+    """Tries settings in the order of least harm until one fits, which is then the last.
+
+    First fewer rows at a time, which changes no number; then less that is kept for the backward
+    pass, which costs time; then smaller copies of what is frozen, which costs precision; then other
+    axes of the mesh. A kind of change keeps the farthest of the kinds before it.
+
+    Args:
+        first: what does not fit.
+        compile_step: compiles a run for the same machine.
+        rows: the option that says how many rows a chip computes at a time.
+    """
+    run, words = first.run, ""
+    for changes in (_fewer_rows(first, rows), _remat(first), _frozen(first), _axes(first)):
+        farthest = run, words
+        for said, change in changes:
+            changed, told = change(run), f"{words} {said}".strip()
+            try:
+                planned = compile_step(changed)
+            except ValueError as error:  # nothing frozen to store, or axes that divide nothing
+                yield Try(told, None, str(error))
+                continue
+            yield Try(told, planned)
+            if planned.fits:
+                return
+            farthest = changed, told
+        run, words = farthest
+
+
+def _fewer_rows(first: Planned, option: str) -> Sequence[Change]:
+    number, found = first.rows_per_chip, []
+    while number > 1:
+        number //= 2
+        found.append((f"{option} {number}", _with(batch={"rows_per_device": number})))
+    return found
+
+
+def _remat(first: Planned) -> Sequence[Change]:
+    return [(f"--remat {kind}", _with(remat=kind)) for kind in _after(LESS_KEPT, first.run.remat)]
+
+
+def _frozen(first: Planned) -> Sequence[Change]:
+    if not first.held["frozen weights"]:
+        return []
+    forms = _after(SMALLER, first.run.precision.frozen)
+    return [(f"--precision.frozen {form}", _with(precision={"frozen": form})) for form in forms]
+
+
+def _axes(first: Planned) -> Sequence[Change]:
+    chips, mesh = len(first.machine.devices), first.mesh
+    ways = [n for n in (1, *WAYS) if chips % n == 0 and n <= chips]
+    axes = [
+        MeshConfig(data=1, fsdp=chips // tensor, tensor=tensor)
+        for tensor in ways
+        if tensor > mesh["tensor"] or (tensor == mesh["tensor"] and mesh["data"] > 1)
+    ]
+    return [
+        (f"--mesh '{{data: 1, fsdp: {one.fsdp}, tensor: {one.tensor}}}'", _with(mesh=one))
+        for one in axes
+    ]
+
+
+def _after(order: Sequence[str], now: str) -> Sequence[str]:
+    return order[order.index(now) + 1 :]
+
+
+def _with(**changes: Any) -> Callable[[RunConfig], RunConfig]:
+    """Replaces keys of a run; those of a part of it are given as a mapping."""
+
+    def change(run: RunConfig) -> RunConfig:
+        made = {
+            key: dataclasses.replace(getattr(run, key), **value)
+            if isinstance(value, dict)
+            else value
+            for key, value in changes.items()
+        }
+        return dataclasses.replace(run, **made)
+
+    return change

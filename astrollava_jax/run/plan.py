@@ -1,0 +1,158 @@
+"""`plan`: compiles the step that `train` would run, for a machine that need not be there."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from astrollava_jax.planning.hlo import Collective
+from astrollava_jax.planning.program import DoesNotFit, Memory, bytes_per_chip, compile_program
+from astrollava_jax.planning.topologies import Chip, topology
+from astrollava_jax.planning.work import Executed, executed
+from astrollava_jax.run.config import RunConfig
+from astrollava_jax.run.planned_rows import Rows, planned_rows
+from astrollava_jax.run.stage import Stage, abstract_arguments, build, describe, rows_unit
+from astrollava_jax.training.flops import Work, useful_flops
+from astrollava_jax.training.optimizer import FROZEN
+from astrollava_jax.weights.outline import Outline
+
+LOCAL = "local"
+"""The devices of this machine, by the name that stands for a topology's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What a step is compiled for."""
+
+    name: str
+    devices: Sequence[Any]
+    usable: int | None
+    """Bytes of one chip that a program may use; None where the device does not tell."""
+    chip: Chip | None
+    """None for the devices of this machine, which are in no table."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """What the compiler knows of a step."""
+
+    run: RunConfig
+    machine: Machine
+    mesh: dict[str, int]
+    rows: Rows
+    micro_batches: int
+    held: dict[str, int]
+    """What its arguments hold, by class, in bytes of one chip."""
+    memory: Memory | None
+    """None where it was refused."""
+    refused: DoesNotFit | None
+    collectives: list[Collective]
+    executed: Executed
+    useful: float
+    """FLOPs of full rows over all chips; see `training.flops`."""
+    text: str
+    """The compiled program; empty where it was refused."""
+    notes: tuple[str, ...]
+    """What a person should know of how it is computed there."""
+
+    @property
+    def rows_per_chip(self) -> int:
+        """That one chip computes at a time."""
+        ways = self.mesh["data"] * self.mesh["fsdp"]
+        return self.rows.count // (self.micro_batches * ways)
+
+    @property
+    def needed(self) -> int:
+        """Bytes that one chip needs."""
+        if self.memory is not None:
+            return self.memory.peak
+        assert self.refused is not None
+        return self.refused.needed
+
+    @property
+    def fits(self) -> bool:
+        """Whether it was compiled, and needs no more than there is, where that is known."""
+        usable = self.machine.usable
+        return self.memory is not None and (usable is None or self.needed <= usable)
+
+
+def machine(name: str) -> Machine:
+    """The machine of a name: one of the table, or `local`.
+
+    Raises:
+        ValueError: if it is not in the table.
+    """
+    if name != LOCAL:
+        found = topology(name)
+        return Machine(name, found.devices(), found.chip.hbm_bytes, found.chip)
+    devices = jax.devices()
+    usable = (devices[0].memory_stats() or {}).get("bytes_limit")
+    return Machine(devices[0].device_kind, devices, usable, None)
+
+
+def plan(run: RunConfig, where: Machine, outline: Outline, *, throughput: bool = False) -> Planned:
+    """Compiles the run's step for a machine, by the code by which `train` compiles it.
+
+    Args:
+        run: the run.
+        where: the machine.
+        outline: what it trains.
+        throughput: take a step of `batch.rows_per_device` rows on each chip in place of the batch.
+
+    Raises:
+        ValueError: if model, batch and mesh do not go together; the user's mistakes.
+    """
+    config = outline.config
+    mesh = run.mesh.build(where.devices)
+    if throughput:
+        batch = dataclasses.replace(run.batch, samples=None, rows=rows_unit(run, mesh))
+        run = dataclasses.replace(run, batch=batch)
+    rows = planned_rows(run, config.image_facts, rows_unit(run, mesh), outline.tokenizer_folder)
+    model = describe(run, config)
+    stage = build(run, model, mesh, rows=rows.count, samples=rows.samples, updates=100)
+    arguments = abstract_arguments(stage, run, rows.shape, config.image_facts, rows.count)
+    state, frozen, batch = arguments
+    memory, refused, text, exchanged = None, None, "", []
+    with stage.active():
+        traced = stage.step.trace(*arguments)  # pyright: ignore: it is a jitted function
+        try:
+            program = compile_program(traced.lower(), where.devices[0].platform)
+            memory, text, exchanged = program.memory, program.text, program.collectives
+        except DoesNotFit as error:
+            refused = error
+    return Planned(
+        run=run,
+        machine=where,
+        mesh=dict(mesh.shape),
+        rows=rows,
+        micro_batches=stage.micro_batches,
+        held={
+            "frozen weights": bytes_per_chip(frozen),
+            "trainable weights": bytes_per_chip(state.trainable),
+            "moments": bytes_per_chip((state.optimizer, state.history)),
+            "batch": bytes_per_chip(batch),
+        },
+        memory=memory,
+        refused=refused,
+        collectives=exchanged,
+        executed=executed(traced.jaxpr),
+        useful=_useful(stage, rows),
+        text=text,
+        notes=(*outline.notes, *stage.notes),
+    )
+
+
+def _useful(stage: Stage, rows: Rows) -> float:
+    """The FLOPs that a step of full rows needs."""
+    length = rows.shape.length // rows.per_row
+    work = Work(
+        tokens=rows.count * rows.shape.length,
+        learned=rows.count * rows.shape.learned,
+        attended=rows.count * rows.per_row * length * (length + 1) // 2,
+        images=rows.count * rows.shape.images,
+    )
+    model = stage.model
+    sizes = {address: shape.size for address, shape in model.shapes.items()}
+    trains = {address: fate != FROZEN for address, fate in model.fates.items()}
+    return useful_flops(model.config, sizes, trains, work)

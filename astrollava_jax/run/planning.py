@@ -1,0 +1,66 @@
+"""`plan` from a run's config to what is printed."""
+
+import dataclasses
+
+from rich.console import Console
+
+from astrollava_jax.run import plan_report
+from astrollava_jax.run.config import RunConfig
+from astrollava_jax.run.nearest import Try, nearest
+from astrollava_jax.run.plan import Planned, machine, plan
+from astrollava_jax.run.planned_model import planned_model
+
+
+def show_plan(
+    run: RunConfig,
+    folder: str,
+    topology: str,
+    *,
+    shape: str | None = None,
+    rows_per_chip: int | None = None,
+    as_json: bool = False,
+) -> bool:
+    """Compiles a run's step for a machine, and prints what is known of it then.
+
+    Where it does not fit, other settings are tried until one does.
+
+    Args:
+        run: the run.
+        folder: that of its file.
+        topology: the machine's name, or `local`.
+        shape: the model's published name, in place of the directories that the run names.
+        rows_per_chip: a step has so many rows on each chip, whatever the batch of the run.
+        as_json: print JSON in place of tables.
+
+    Returns:
+        Whether the run as it was asked for fits.
+
+    Raises:
+        ValueError, FileNotFoundError: the user's mistakes, each with what to do.
+    """
+    where, outline = machine(topology), planned_model(run.init, folder, shape)
+    throughput = rows_per_chip is not None
+    if rows_per_chip is not None:
+        if rows_per_chip < 1:
+            raise ValueError(f"--rows-per-chip is {rows_per_chip}, expected at least 1")
+        batch = dataclasses.replace(run.batch, rows_per_device=rows_per_chip)
+        run = dataclasses.replace(run, batch=batch)
+
+    def compile_step(run: RunConfig) -> Planned:
+        return plan(run, where, outline, throughput=throughput)
+
+    # Tables go where JSON does not, and are told as they are known: a compilation takes its time.
+    console = Console(soft_wrap=True, markup=False, highlight=False, quiet=as_json)
+    planned = compile_step(run)
+    plan_report.show(console, planned)
+    tries: list[Try] = []
+    if not planned.fits:
+        console.print("\ntrying what may fit, the least harmful first:")
+        option = "--rows-per-chip" if throughput else "--batch.rows_per_device"
+        for one in nearest(planned, compile_step, option):
+            tries.append(one)
+            plan_report.show_try(console, one)
+        plan_report.show_nearest(console, tries)
+    if as_json:
+        print(plan_report.as_json(planned, tries))
+    return planned.fits

@@ -1,0 +1,264 @@
+"""`plan`: the step of `train`, compiled for eight described chips, and what is told of it."""
+
+import dataclasses
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import pytest
+import small_run
+import tiny_directories as tiny
+import tiny_llava
+
+from astrollava_jax import config
+from astrollava_jax.cli import plan as command
+from astrollava_jax.cli.main import MISTAKE, main
+from astrollava_jax.data.tokenizer import Tokenizer
+from astrollava_jax.planning.program import DoesNotFit
+from astrollava_jax.run import planning
+from astrollava_jax.run.config import InitConfig, RunConfig
+from astrollava_jax.run.nearest import nearest
+from astrollava_jax.run.plan import Machine, Planned, plan
+from astrollava_jax.run.planned_model import planned_model
+from astrollava_jax.run.planned_rows import planned_rows
+from astrollava_jax.run.records import training_data
+from astrollava_jax.weights.outline import outline
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+RUN = """
+out: {folder}/run
+steps: 1
+init: {{model: {folder}/hf}}
+data: [{{records: {folder}/none, template: plain}}]
+batch: {{samples: 64, length: 64}}
+optimizer:
+  groups: [{{name: projector, params: "projector/.*", peak_lr: 1e-3}}]
+  frozen: ["vision/.*", "llm/.*"]
+  schedule: {{type: constant}}
+mesh: {{tensor: 2}}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The config files of a tiny model, and a run on it: no weights, and no records."""
+    folder = tmp_path_factory.mktemp("plan")
+    tiny.write_hf(folder / "hf", tiny_llava.torch_model())
+    (folder / "hf" / "model.safetensors").unlink()
+    (folder / "run.yaml").write_text(RUN.format(folder=folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def planned(folder) -> Planned:
+    run = config.load(RunConfig, str(folder / "run.yaml"))
+    machine = Machine("eight", jax.devices(), 1 << 30, None)
+    return plan(run, machine, outline(str(folder / "hf")))
+
+
+def test_a_chip_holds_its_part_of_weights_moments_and_batch(planned):
+    assert planned.fits
+    trained = 32 * 48 + 48 + 48 * 48 + 48  # the projector of tiny_llava
+    assert planned.mesh == {"data": 1, "fsdp": 4, "tensor": 2}
+    # Widths are cut four ways, kernel inputs for one: of the projector all four arrays are.
+    kernels, biases = (32 * 48 + 48 * 48), 2 * 48
+    assert kernels + biases == trained
+    held = planned.held["trainable weights"]
+    assert trained * 4 // 4 <= held <= trained * 4
+    assert planned.held["moments"] - 2 * held <= 1100, "besides: a count, and a window of losses"
+    # 64 samples of 4 + 24 positions, two to a row of 64: 32 rows, 8 for each pair of chips.
+    assert (planned.rows.count, planned.rows_per_chip, planned.micro_batches) == (32, 8, 1)
+    pixels, words = 2 * 28 * 28 * 3, 4 * (5 * 64 + 2 * 56)
+    assert planned.held["batch"] == 8 * (pixels + words)
+
+
+def test_the_state_is_updated_in_its_place(planned):
+    memory = planned.memory
+    state = planned.held["trainable weights"] + planned.held["moments"]
+    assert memory.donated == pytest.approx(state, abs=64)
+    assert memory.arguments == pytest.approx(sum(planned.held.values()), abs=256)
+
+
+def test_more_is_executed_than_is_useful(planned):
+    assert planned.useful < planned.executed.flops < 3 * planned.useful
+    assert planned.executed.inexact == ()
+
+
+def changed(planned: Planned, run: RunConfig, fits: bool) -> Planned:
+    refused = None if fits else DoesNotFit(2 << 30, 1 << 30)
+    memory = planned.memory if fits else None
+    return dataclasses.replace(planned, run=run, refused=refused, memory=memory)
+
+
+@pytest.fixture
+def fitting(planned, monkeypatch):
+    """Puts a stand-in for the compiler before the command: what it says of settings that fit."""
+
+    def give(fits: Callable[[RunConfig], bool], room: int = 1 << 40) -> None:
+        def stand_in(run, where, outline, *, throughput=False):
+            found = changed(planned, run, fits(run))
+            return dataclasses.replace(found, machine=Machine("eight", jax.devices(), room, None))
+
+        monkeypatch.setattr(planning, "plan", stand_in)
+
+    return give
+
+
+def test_a_setting_that_does_not_fit_is_code_3_with_the_nearest_that_does(folder, fitting, capsys):
+    argv = ["plan", str(folder / "run.yaml"), "--topology", "local"]
+    fitting(lambda run: run.batch.rows_per_device in (1, 2))
+    with pytest.raises(SystemExit) as ended:
+        main([*argv, "--json"])
+    assert ended.value.code == 3
+    said = json.loads(capsys.readouterr().out)
+    assert not said["fits"] and said["compiler"] is None
+    assert [one["fits"] for one in said["tried"]] == [False, True]
+    assert said["nearest"] == "--batch.rows_per_device 2"
+
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 3
+    said = capsys.readouterr().out
+    assert "DOES NOT FIT: needs 2.00 GiB" in said
+    assert "the nearest setting that fits: --batch.rows_per_device 2" in said
+    assert main([*argv, "--batch.rows_per_device", "2"]) == 0
+
+    fitting(lambda run: False)
+    with pytest.raises(SystemExit):
+        main(argv)
+    assert "none of them fits" in capsys.readouterr().out
+
+
+def test_little_room_is_warned_of(folder, fitting, planned, capsys):
+    argv = ["plan", str(folder / "run.yaml"), "--topology", "local"]
+    fitting(lambda run: True, planned.needed + (1 << 30))
+    assert main(argv) == 0
+    assert "1.00 GiB left" in (said := capsys.readouterr().out) and "warning" not in said
+    fitting(lambda run: True, planned.needed + (1 << 30) - 1)
+    assert main(argv) == 0
+    assert "warning: less than 1 GiB is left" in capsys.readouterr().out
+    fitting(lambda run: True, planned.needed - 1)
+    with pytest.raises(SystemExit, match="3"):
+        main(argv)
+
+
+def test_what_is_printed_of_a_step_of_this_machine(folder, capsys):
+    argv = ["plan", str(folder / "run.yaml"), "--topology", "local", "--rows-per-chip", "1"]
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+    assert "machine: cpu, 8 x cpu; mesh: data 1 x fsdp 4 x tensor 2" in said
+    assert "step: 8 samples in 4 rows of 64: 1 time(s) 1 row(s) on each chip" in said
+    assert "rows: assumed: 2 sample(s)" in said
+    assert "the device does not tell how much it has" in said
+    for line in ("frozen weights", "moments", "activations and temporaries", "all-reduce", "FLOPs"):
+        assert line in said
+
+
+def test_settings_are_tried_in_the_order_of_least_harm(planned):
+    """A stand-in for the compiler, to which nothing fits but four ways of a tensor."""
+    tried = []
+
+    def compile_step(run: RunConfig) -> Planned:
+        tried.append(run)
+        return changed(planned, run, fits=run.mesh.tensor == 4)
+
+    run = dataclasses.replace(planned.run, remat="none")
+    found = list(nearest(changed(planned, run, fits=False), compile_step))
+    assert [one.said.split("--")[-1] for one in found] == [
+        "batch.rows_per_device 4", "batch.rows_per_device 2", "batch.rows_per_device 1",
+        "remat dots", "remat attention", "remat full", "remat offload",
+        "precision.frozen int8", "precision.frozen nf4",
+        "mesh '{data: 1, fsdp: 2, tensor: 4}'",
+    ]  # fmt: skip
+    last = tried[-1]
+    assert (last.batch.rows_per_device, last.remat, last.precision.frozen) == (1, "offload", "nf4")
+    assert (
+        "--batch.rows_per_device 1 --remat offload --precision.frozen nf4 --mesh" in found[-1].said
+    )
+
+
+def test_a_setting_that_cannot_be_is_told_and_passed_over(planned):
+    def compile_step(run: RunConfig) -> Planned:
+        if run.precision.frozen == "int8":
+            raise ValueError("nothing to store")
+        return changed(planned, run, fits=run.precision.frozen == "nf4")
+
+    run = dataclasses.replace(planned.run, remat="offload")
+    first = dataclasses.replace(changed(planned, run, fits=False), micro_batches=8)
+    int8, nf4 = nearest(first, compile_step)
+    assert (int8.planned, int8.why) == (None, "nothing to store")
+    assert nf4.said == "--precision.frozen nf4"
+
+
+def test_fewer_rows_are_told_as_they_were_asked_for(planned):
+    first = changed(planned, planned.run, fits=False)
+    found = nearest(first, lambda run: changed(planned, run, fits=True), rows="--rows-per-chip")
+    assert [one.said for one in found] == ["--rows-per-chip 4"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "images", "learned", "samples", "rows"),
+    [
+        ("stage1_align", 3, 320, 256, 86),
+        ("stage2_instruct", 2, 896, 128, 64),
+        ("astro_next_stage2", 5, 1168, 128, 128),
+    ],
+)
+def test_without_records_rows_are_as_full_as_the_recipe_makes_them(
+    recipe, images, learned, samples, rows
+):
+    run = config.load(RunConfig, str(CONFIGS / f"{recipe}.yaml"))
+    shape = "llava-v1.6-vicuna-7b" if "next" in recipe else "llava-1.5-7b"
+    found = planned_rows(run, outline(shape).config.image_facts, 1, None)
+    assert found.shape == (run.batch.length, learned, images)
+    assert (found.samples, found.count) == (samples, rows)
+    assert found.said.startswith("assumed")
+
+
+def test_a_run_that_has_measured_its_records_is_planned_by_them(stage1):
+    run = small_run.read_run(stage1.file)
+    shape = outline(str(run.init.model))
+    facts, folder = shape.config.image_facts, shape.tokenizer_folder
+    assert folder is not None
+    found = planned_rows(run, facts, 8, folder)
+    assert found.said == f"the lengths kept in {stage1.out}/plan"
+    expected = training_data(run, Tokenizer.from_folder(folder), facts, 8).plan
+    assert (found.shape, found.count) == (expected.shape, expected.rows)
+    assert found.samples == run.batch.samples
+    elsewhere = dataclasses.replace(run, out=f"{run.out}/none")
+    assert planned_rows(elsewhere, facts, 8, folder).said.startswith("assumed")
+
+
+def test_a_run_that_is_to_begin_from_one_that_is_not_there_yet(folder):
+    init = InitConfig(model=str(folder / "run"))
+    found = planned_model(init, str(folder))
+    assert found.config == tiny_llava.our_config()
+    (note,) = found.notes
+    assert note.startswith(f"{folder}/run is not here: the model of {folder}/run.yaml, which will")
+    sized = dataclasses.replace(init, image_size=42)
+    assert planned_model(sized, str(folder)).config.vision.image_size == 42
+    assert planned_model(init, str(folder), "llava-1.5-7b").config.llm.num_layers == 32
+
+
+def test_mistakes_are_told_in_a_line(folder, capsys, monkeypatch):
+    file = str(folder / "run.yaml")
+    with monkeypatch.context() as patch:
+        for name in command.COMPILER:
+            patch.setenv(name, "kept")
+        patch.setattr(importlib.util, "find_spec", lambda name: None)
+        assert main(["plan", file, "--topology", "v5e-4"]) == MISTAKE
+        said = capsys.readouterr().err
+        assert "libtpu, which holds the compiler for TPUs, is not installed" in said
+        assert "pip install 'astrollava_jax[plan]'" in said
+        patch.setattr(importlib.util, "find_spec", lambda name: name)
+        assert main(["plan", file, "--topology", "v5e-5"]) == MISTAKE
+        assert "'v5e-5' is no known topology" in capsys.readouterr().err
+    assert main(["plan", file, "--topology", "local", "--shape", "llava-9b"]) == MISTAKE
+    assert "the names are: llava-1.5-7b" in capsys.readouterr().err
+    assert main(["plan", file, "--topology", "local", "--rows-per-chip", "0"]) == MISTAKE
+    assert "--rows-per-chip is 0, expected at least 1" in capsys.readouterr().err
+    assert main(["plan", file, "--topology", "local", "--mesh.data", "3"]) == MISTAKE
+    assert "does not fit 8 device(s)" in capsys.readouterr().err
