@@ -126,26 +126,29 @@ def size(count: int) -> str:
 def islands(devices: Sequence[Any]) -> list[list[Any]]:
     """The devices by slice or node, within which they are joined by the fast network.
 
-    TPUs tell their slice, and GPUs their node in the same attribute; where they do not, one process
-    is one island. CPUs, which are simulated devices or tests, are all of one.
+    Raises:
+        ValueError: if these are not of one size.
     """
-    if devices[0].platform == "cpu":
-        return [list(devices)]
     found: dict[int, list[Any]] = {}
     for device in devices:
         found.setdefault(_island(device), []).append(device)
-    groups = [found[key] for key in sorted(found)]
-    if len({len(group) for group in groups}) > 1:
+    if len({len(group) for group in found.values()}) > 1:
         raise ValueError(
             "expected as many devices in every slice or node, found "
             + ", ".join(f"{len(found[key])} in {key}" for key in sorted(found))
         )
-    return groups
+    return [found[key] for key in sorted(found)]
 
 
 def _island(device: Any) -> int:
+    """TPUs tell their slice if there are several, GPUs their node, or else one is a process.
+
+    CPUs stand for other devices in tests: all are one.
+    """
+    if device.platform == "cpu":
+        return 0
     told = getattr(device, "slice_index", None)
-    return device.process_index if told is None else told
+    return told if told is not None else device.process_index if device.platform == "gpu" else 0
 
 
 def arrange(devices: Sequence[Any], shape: Sequence[int]) -> np.ndarray:
@@ -156,12 +159,11 @@ def arrange(devices: Sequence[Any], shape: Sequence[int]) -> np.ndarray:
         shape: of data, fsdp and tensor, by growing traffic: over several islands the first axes
             are split first.
     """
-    groups = islands(devices)
     if devices[0].platform == "cpu" or len(devices) == 1:
         return np.array(devices).reshape(shape)
-    if len(groups) == 1:
+    if (left := len(islands(devices))) == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    outer, left = [], len(groups)
+    outer = []
     for axis in shape:  # what does not divide goes on to the next axis; the last takes what is left
         outer.append(math.gcd(axis, left))
         left //= outer[-1]
