@@ -112,34 +112,31 @@ def rows_multiple(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
-def share_of_rows(mesh: Mesh) -> tuple[int, int]:
-    """Which equal share of all rows the devices of this process take: its number, and of how many.
+def share_of_rows(mesh: Mesh) -> tuple[list[int], int]:
+    """Which equal parts of all rows the devices of this process take, and of how many.
 
-    Processes that split a tensor among them take the same one. The parts of a share need not lie
-    side by side in the mesh, whose order follows the wires: which rows of a step stand in which of
-    its parts changes nothing but the order in which they are summed.
+    Processes that split a tensor among them take the same ones. They need not lie side by side: a
+    mesh follows the wires.
 
     Raises:
-        ValueError: if the shares overlap or are not equal.
+        ValueError: if the processes do not take equally many, each part or the same.
     """
     axes = [axis for axis in mesh.axis_names if axis in RULES["batch"]]
     others = [axis for axis in mesh.axis_names if axis not in axes]
     order = [mesh.axis_names.index(axis) for axis in (*axes, *others)]
     blocks = mesh.devices.transpose(order).reshape(rows_multiple(mesh), -1)
-    here = jax.process_index()
     owned: dict[int, list[int]] = {}
-    for i, block in enumerate(blocks):
+    for part, block in enumerate(blocks):
         for process in {device.process_index for device in block}:
-            owned.setdefault(process, []).append(i)
-    shares = sorted({tuple(parts) for parts in owned.values()})
-    equal = len({len(parts) for parts in shares}) == 1
-    if not equal or sum(len(parts) for parts in shares) != len(blocks):
+            owned.setdefault(process, []).append(part)
+    here, shares = owned[jax.process_index()], set(map(tuple, owned.values()))
+    if any(len(share) * len(shares) != len(blocks) for share in shares):
         raise ValueError(
-            f"mesh {dict(mesh.shape)}: process {here} would take the parts {owned[here]} of "
-            f"{len(blocks)} of the rows, which are not an equal share: make tensor a divisor, or a "
-            "multiple, of the devices of a process"
+            f"mesh {dict(mesh.shape)}: process {jax.process_index()} would take the parts {here} "
+            f"of {len(blocks)} of the rows, which are not one equal share: make tensor a divisor, "
+            "or a multiple, of the devices of a process"
         )
-    return shares.index(tuple(owned[here])), len(shares)
+    return here, len(blocks)
 
 
 def spec(axes: Sequence[str | None], mesh: Mesh | AbstractMesh) -> PartitionSpec:
