@@ -102,9 +102,8 @@ class MeshConfig:
             assert self.tensor != "auto"
             islands = len(meshing.islands(devices))
             return meshing.choose(len(devices), islands, self.tensor, needs, frozen)
-        return meshing.told(
-            *(size if isinstance(size, int) else free for size in sizes.values()), needs, frozen
-        )
+        data, fsdp, tensor = [s if isinstance(s, int) else free for s in sizes.values()]
+        return meshing.told(data, fsdp, tensor, needs, frozen)
 
 
 def rows_multiple(mesh: Mesh) -> int:
