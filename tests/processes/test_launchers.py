@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ TPU = {"JAX_FORCE_TPU_INIT": "1"}
 """Makes JAX believe that it is on a machine with TPUs."""
 
 # Variable -> its value in both processes, or in each of them. PORT stands for one that is free.
-LAUNCHED: dict[str, dict[str, str | tuple[str, str]]] = {
+LAUNCHED: dict[str, Mapping[str, str | tuple[str, str]]] = {
     "by hand": {
         "ASTROLLAVA_COORDINATOR": f"{HERE}:PORT", "ASTROLLAVA_PROCESSES": "2",
         "ASTROLLAVA_PROCESS": ("0", "1"),
@@ -58,7 +58,9 @@ ALWAYS = ("by hand", "srun")
 """Those that are not left to the slow tests: what JAX detects, and what it is told."""
 
 
-def outcome(variables: dict[str, str | tuple[str, str]], devices: int = 2) -> list[tuple[int, str]]:
+def outcome(
+    variables: Mapping[str, str | tuple[str, str]], devices: int = 2
+) -> list[tuple[int, str]]:
     """How two processes end that find these variables, and what they say."""
     port = str(free_port())
     both = []
