@@ -23,6 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
+from astrollava_jax import meshing
 from astrollava_jax.config import config
 
 Axes = tuple[str | None, ...]
@@ -44,41 +45,65 @@ RULES: dict[str, tuple[str, ...]] = {
 
 @config
 class MeshConfig:
-    """How many ways each thing is split. `auto` takes the devices that the others leave."""
+    """How many ways each thing is split. `auto` takes the devices that the others leave.
 
-    data: int | Literal["auto"] = 1
-    """Copies of the model, each with its own rows."""
+    Where data and fsdp are both `auto`, `meshing.choose` says which takes them.
+    """
+
+    data: int | Literal["auto"] = "auto"
+    """Copies of what trains, each with its own rows."""
     fsdp: int | Literal["auto"] = "auto"
     """Slices of the weights and of the rows."""
     tensor: int | Literal["auto"] = 1
     """Slices of heads, hidden units and vocabulary."""
+    frozen: Literal["auto", "replicated", "sharded"] = "auto"
+    """Whether every device of fsdp has all frozen weights, or a slice; auto = all, if they fit."""
 
     def __post_init__(self):
-        if [self.data, self.fsdp, self.tensor].count("auto") > 1:
-            raise ValueError("at most one of data, fsdp and tensor may be auto")
+        if self.tensor == "auto" and "auto" in (self.data, self.fsdp):
+            raise ValueError("at most one of data, fsdp and tensor may be auto, or data and fsdp")
         low = [axis for axis in (self.data, self.fsdp, self.tensor) if axis != "auto" and axis < 1]
         if low:
             raise ValueError(f"expected every axis to be at least 1 or auto, found {low}")
 
     def build(self, devices: Sequence[Any] | None = None) -> Mesh:
-        """The mesh over `devices` (all of them, unless given).
+        """The mesh over `devices` (all of them, unless given) of a run whose needs are not known.
+
+        Raises:
+            ValueError: if the product of the axes is not the number of devices.
+        """
+        return self.layout(devices)[0]
+
+    def layout(
+        self, devices: Sequence[Any] | None = None, needs: meshing.Needs | None = None
+    ) -> tuple[Mesh, meshing.Choice]:
+        """The mesh over `devices`, as the config says or as `needs` make it, and the reason.
 
         Raises:
             ValueError: if the product of the axes is not the number of devices.
         """
         devices = list(jax.devices() if devices is None else devices)
+        choice = self._choose(devices, needs)
+        sizes = {"data": choice.data, "fsdp": choice.fsdp, "tensor": choice.tensor}
+        arranged = meshing.arrange(devices, tuple(sizes.values()))
+        return Mesh(arranged, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes)), choice
+
+    def _choose(self, devices: Sequence[Any], needs: meshing.Needs | None) -> meshing.Choice:
         sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
         known = math.prod(size for size in sizes.values() if isinstance(size, int))
-        free = len(devices) // known if len(devices) % known == 0 else 0
-        shape = tuple(size if isinstance(size, int) else free for size in sizes.values())
-        if math.prod(shape) != len(devices):
+        free = len(devices) // known
+        if len(devices) % known or (free > 1 and "auto" not in sizes.values()):
             raise ValueError(
                 f"mesh {sizes} does not fit {len(devices)} device(s): the product of data, fsdp "
                 "and tensor must be the number of devices"
             )
-        return Mesh(
-            np.array(devices).reshape(shape), tuple(sizes), axis_types=(AxisType.Auto,) * len(shape)
-        )
+        frozen = None if self.frozen == "auto" else self.frozen
+        if self.data == self.fsdp == "auto":
+            assert self.tensor != "auto"
+            islands = len(meshing.islands(devices))
+            return meshing.choose(len(devices), islands, self.tensor, needs, frozen)
+        data, fsdp, tensor = [s if isinstance(s, int) else free for s in sizes.values()]
+        return meshing.told(data, fsdp, tensor, needs, frozen)
 
 
 def rows_multiple(mesh: Mesh) -> int:
@@ -86,28 +111,31 @@ def rows_multiple(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
-def share_of_rows(mesh: Mesh) -> tuple[int, int]:
-    """Which equal share of all rows the devices of this process take: its number, and of how many.
+def share_of_rows(mesh: Mesh) -> tuple[list[int], int]:
+    """Which equal parts of all rows the devices of this process take, and of how many.
 
-    Processes that split a tensor among them take the same one.
+    Processes that split a tensor among them take the same ones. They need not lie side by side: a
+    mesh follows the wires.
 
     Raises:
-        ValueError: if what they take is not one piece.
+        ValueError: if the processes do not take equally many, each part or the same.
     """
     axes = [axis for axis in mesh.axis_names if axis in RULES["batch"]]
     others = [axis for axis in mesh.axis_names if axis not in axes]
     order = [mesh.axis_names.index(axis) for axis in (*axes, *others)]
     blocks = mesh.devices.transpose(order).reshape(rows_multiple(mesh), -1)
-    here = jax.process_index()
-    own = [i for i, block in enumerate(blocks) if any(d.process_index == here for d in block)]
-    first, size = own[0], len(own)
-    if own != list(range(first, first + size)) or first % size or len(blocks) % size:
+    owned: dict[int, list[int]] = {}
+    for part, block in enumerate(blocks):
+        for process in {device.process_index for device in block}:
+            owned.setdefault(process, []).append(part)
+    here, shares = owned[jax.process_index()], set(map(tuple, owned.values()))
+    if any(len(share) * len(shares) != len(blocks) for share in shares):
         raise ValueError(
-            f"mesh {dict(mesh.shape)}: process {here} would take the parts {own} of {len(blocks)} "
-            "of the rows, which are not one equal share: make tensor a divisor, or a multiple, of "
-            "the devices of a process"
+            f"mesh {dict(mesh.shape)}: process {jax.process_index()} would take the parts {here} "
+            f"of {len(blocks)} of the rows, which are not one equal share: make tensor a divisor, "
+            "or a multiple, of the devices of a process"
         )
-    return first // size, len(blocks) // size
+    return here, len(blocks)
 
 
 def spec(axes: Sequence[str | None], mesh: Mesh | AbstractMesh) -> PartitionSpec:
@@ -149,6 +177,12 @@ def fitting(sharding: NamedSharding, shape: Sequence[int]) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds the whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def without(sharding: NamedSharding, axis: str) -> NamedSharding:
+    """The same, but whole along one axis of the mesh."""
+    parts = [tuple(name for name in _axes(part) if name != axis) for part in sharding.spec]
+    return NamedSharding(sharding.mesh, PartitionSpec(*(part or None for part in parts)))
 
 
 def shard(x: jax.Array, *axes: str | None) -> jax.Array:

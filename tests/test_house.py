@@ -19,8 +19,8 @@ PACKAGE = Path(astrollava_jax.__file__).parent
 DATA_PREP = Path(data_prep.__file__).parent
 ROOT = PACKAGE.parent
 
-GROUND = {"config", "files", "ranges", "locks", "checksums", "batch", "params", "sharding"}
-GROUND |= {"compiler", "report"}
+GROUND = {"config", "files", "ranges", "locks", "checksums", "batch", "params", "meshing"}
+GROUND |= {"compiler", "sharding", "report"}
 MIDDLE = {"training", "inference", "planning", "quickstart", "bench"}
 
 MAY_IMPORT = {
@@ -32,7 +32,8 @@ MAY_IMPORT = {
     "params": set(),
     "compiler": set(),
     "config": {"files"},
-    "sharding": {"config"},
+    "meshing": set(),
+    "sharding": {"config", "meshing"},
     "report": {"files"},
     "models": GROUND,
     "data": GROUND,

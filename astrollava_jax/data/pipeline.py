@@ -62,9 +62,9 @@ class Pipeline:
         plan: what each step holds.
         reader: of the records that were planned.
         workers: processes that make rows; with 0, threads of this process do.
-        process_index: of this process among those that train,
-        process_count: each of which makes as many consecutive rows
-        micro_batches: of each of these equal parts of every step.
+        parts: which of the equal parts of each micro-batch's rows this process makes,
+        of: and how many there are.
+        micro_batches: equal parts of every step.
 
     Raises:
         ValueError: if the plan's rows cannot be shared among the processes.
@@ -76,19 +76,19 @@ class Pipeline:
         reader: Reader,
         *,
         workers: int = 0,
-        process_index: int = 0,
-        process_count: int = 1,
+        parts: Sequence[int] = (0,),
+        of: int = 1,
         micro_batches: int = 1,
     ):
-        if plan.rows % (process_count * micro_batches):
+        if plan.rows % (of * micro_batches):
             raise ValueError(
-                f"a step has {plan.rows} rows, which {process_count} processes cannot share: "
-                "plan a multiple of their number"
+                f"a step has {plan.rows} rows, which {of * micro_batches} parts cannot share: plan "
+                "a multiple of their number"
             )
         self.plan = plan
         self._workers = workers
-        numbers = np.arange(plan.rows).reshape(micro_batches, process_count, -1)
-        self._rows: list[int] = numbers[:, process_index].reshape(-1).tolist()
+        numbers = np.arange(plan.rows).reshape(micro_batches, of, -1)
+        self._rows: list[int] = numbers[:, list(parts)].reshape(-1).tolist()
         self._build_row = RowBuilder(reader, plan.shape)
 
     def batches(self, start: int = 0) -> "Batches":

@@ -10,9 +10,11 @@ from rich.table import Table
 
 from astrollava_jax import files
 from astrollava_jax.data.pipeline import Pipeline
+from astrollava_jax.meshing import size
 from astrollava_jax.run.config import RunConfig
 from astrollava_jax.run.decoded import CLOSE, OPEN, sample_text
 from astrollava_jax.run.directory import CHECKPOINTS
+from astrollava_jax.run.layout import TRAINING_BYTES
 from astrollava_jax.run.records import Data, stretched
 from astrollava_jax.run.stage import Stage, abstract_params, rows_unit
 from astrollava_jax.training.optimizer import FROZEN
@@ -22,16 +24,13 @@ SHOWN_SAMPLES = 4
 LENGTHS = (1, 2, 4)
 """Row lengths that are tried, in lengths of the run's own."""
 
-TRAINING_BYTES = 16
-"""Per parameter that trains: its master weight, two moments and a gradient, in float32."""
-
 
 def show(
     console: Console, run: RunConfig, stage: Stage, data: Data, held_out: Data | None,
     fresh: list[str],
 ) -> None:  # fmt: skip
     """Prints the plan and one batch."""
-    _run(console, run, stage)
+    _run(console, run)
     _fates(console, run, stage, fresh)
     _memory(console, run, stage)
     _steps(console, run, data)
@@ -40,13 +39,10 @@ def show(
     _batch(console, data)
 
 
-def _run(console: Console, run: RunConfig, stage: Stage) -> None:
+def _run(console: Console, run: RunConfig) -> None:
     done = steps(files.join(run.out, CHECKPOINTS))
     console.print(f"run: {run.out}" + (f", going on after step {done[-1]}" if done else ""))
     console.print(f"init: {run.init.model or f'{run.init.vision} and {run.init.llm}'}")
-    axes = " x ".join(f"{axis} {size}" for axis, size in stage.mesh.shape.items())
-    devices = stage.mesh.devices
-    console.print(f"mesh: {axes} = {devices.size} device(s), {devices.flat[0].device_kind}")
     precision = run.precision
     console.print(
         f"precision: compute {precision.compute}, trainable {precision.trainable}, "
@@ -64,7 +60,7 @@ def _fates(console: Console, run: RunConfig, stage: Stage, fresh: list[str]) -> 
     for fate, rate, patterns in rows:
         mine = [address for address, given in model.fates.items() if given == fate]
         count = sum(math.prod(model.shapes[address].shape) for address in mine)
-        kept = _bytes(sum(_held(run, stage, address)[0] for address in mine))
+        kept = size(sum(_held(run, stage, address)[0] for address in mine))
         table.add_row(fate, rate, f"{count:,}", kept, "\n".join(patterns))
     console.print(table)
     stored = f", less where it is stored as {run.precision.frozen}" if model.stores else ""
@@ -85,7 +81,7 @@ def _memory(console: Console, run: RunConfig, stage: Stage) -> None:
         total += _held(run, stage, address)[1]
     stats = jax.local_devices()[0].memory_stats() or {}
     told = verdict(total, stats.get("bytes_limit"))
-    console.print(f"memory: {_bytes(total)} per device before activations; {told}")
+    console.print(f"memory: {size(total)} per device before activations; {told}")
 
 
 def verdict(needed: int, limit: int | None) -> str:
@@ -93,8 +89,8 @@ def verdict(needed: int, limit: int | None) -> str:
     if limit is None:
         return "the device does not tell how much it has"
     if needed < limit:
-        return f"fits in {_bytes(limit)}, and leaves {_bytes(limit - needed)} for activations"
-    return f"DOES NOT FIT in {_bytes(limit)}: use more devices, or let less train"
+        return f"fits in {size(limit)}, and leaves {size(limit - needed)} for activations"
+    return f"DOES NOT FIT in {size(limit)}: use more devices, or let less train"
 
 
 def _steps(console: Console, run: RunConfig, data: Data) -> None:
@@ -181,13 +177,3 @@ def _held(run: RunConfig, stage: Stage, address: str) -> tuple[int, int]:
         sum(math.prod(array.shape) * size for array, size in zip(arrays, sizes)),
         sum(math.prod(shape) * size for shape, size in zip(local, sizes)),
     )
-
-
-def _bytes(count: int) -> str:
-    """A number of bytes for a person."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.4g} {unit}"
-        size /= 1024
-    return f"{size:,.2f} GiB"

@@ -11,6 +11,7 @@ from astrollava_jax.planning.program import DoesNotFit, Memory, bytes_per_chip, 
 from astrollava_jax.planning.topologies import Chip, topology
 from astrollava_jax.planning.work import Executed, executed
 from astrollava_jax.run.config import RunConfig
+from astrollava_jax.run.layout import needs, sentence
 from astrollava_jax.run.planned_rows import Rows, planned_rows
 from astrollava_jax.run.stage import Stage, abstract_arguments, build, describe, rows_unit
 from astrollava_jax.training.flops import Work, useful_flops
@@ -104,13 +105,15 @@ def plan(run: RunConfig, where: Machine, outline: Outline, *, throughput: bool =
         ValueError: if model, batch and mesh do not go together; the user's mistakes.
     """
     config = outline.config
-    mesh = run.mesh.build(where.devices)
+    model = describe(run, config)
+    mesh, choice = run.mesh.layout(where.devices, needs(run, model, where.usable))
     if throughput:
         batch = dataclasses.replace(run.batch, samples=None, rows=rows_unit(run, mesh))
         run = dataclasses.replace(run, batch=batch)
     rows = planned_rows(run, config.image_facts, rows_unit(run, mesh), outline.tokenizer_folder)
-    model = describe(run, config)
-    stage = build(run, model, mesh, rows=rows.count, samples=rows.samples, updates=100)
+    stage = build(
+        run, model, mesh, rows=rows.count, samples=rows.samples, updates=100, frozen=choice.frozen
+    )
     arguments = abstract_arguments(stage, run, rows.shape, config.image_facts, rows.count)
     state, frozen, batch = arguments
     memory, refused, text, exchanged = None, None, "", []
@@ -139,7 +142,7 @@ def plan(run: RunConfig, where: Machine, outline: Outline, *, throughput: bool =
         executed=executed(traced.jaxpr),
         useful=_useful(stage, rows),
         text=text,
-        notes=(*outline.notes, *stage.notes),
+        notes=(*outline.notes, sentence(mesh, choice), *stage.notes),
     )
 
 

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from jax._src import distributed  # there is no public way to the coordination service
+from jax._src import cloud_tpu_init, distributed  # there is no public way to what they know
+from jax._src.clusters import GceTpuCluster
 
 from astrollava_jax.config import differences
 from astrollava_jax.sharding import PeerFailed, agree, fail, gather
@@ -22,12 +23,15 @@ from astrollava_jax.training.preemption import Resumable
 COORDINATOR, COUNT, INDEX = "ASTROLLAVA_COORDINATOR", "ASTROLLAVA_PROCESSES", "ASTROLLAVA_PROCESS"
 """Address (host:port) of process 0; how many processes there are; which of them this one is."""
 
-LAUNCHERS: dict[str, Callable[[str], bool]] = {
-    "SLURM_STEP_NUM_TASKS": lambda value: value.isdigit() and int(value) > 1,
-    "OMPI_COMM_WORLD_SIZE": lambda value: value.isdigit() and int(value) > 1,
-    "TPU_WORKER_HOSTNAMES": lambda value: "," in value,
+LAUNCHERS = {
+    "SLURM_STEP_NUM_TASKS": "SLURM_PROCID",  # srun
+    "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK",  # mpirun of Open MPI
+    "PMI_SIZE": "PMI_RANK",  # mpiexec of MPICH and its kin
 }
-"""Variables by which a launcher that JAX knows says that it started several processes."""
+"""Variables by which launchers say how many processes they started, and which of them this is."""
+
+JOB_INDEX = "JOB_COMPLETION_INDEX"
+"""What an indexed Job of Kubernetes tells each of its pods; it does not tell how many they are."""
 
 PACKAGES = (
     "jax", "jaxlib", "flax", "orbax-checkpoint", "grain", "numpy", "tokenizers", "transformers"
@@ -63,6 +67,11 @@ def joined(bound_seconds: float) -> Iterator[None]:
         ValueError: if the environment tells of processes in a way that cannot be.
     """
     if not _initialize(bound_seconds):
+        if jax.process_count() > 1:
+            raise ValueError(
+                f"these devices belong to {jax.process_count()} processes, which have not met: set "
+                f"{COORDINATOR}, {COUNT} and {INDEX} for each of them"
+            )
         yield
         return
     try:
@@ -149,16 +158,15 @@ def machine() -> dict[str, Any]:
 
 def _initialize(bound_seconds: float) -> bool:
     """Joins the other processes, if there are some."""
+    launched = [name for name in LAUNCHERS if int(os.environ.get(name, "1")) > 1]
     stated = {name: os.environ[name] for name in (COORDINATOR, COUNT, INDEX) if name in os.environ}
-    launched = [name for name, several in LAUNCHERS.items() if several(os.environ.get(name, ""))]
-    arguments: dict[str, Any] = {}
-    if stated:
-        arguments = _arguments(stated)
-        if arguments["num_processes"] == 1:
-            return False
-    elif not launched:
+    arguments = _arguments(stated) if stated else {}
+    if arguments.get("num_processes") == 1:
+        return False
+    if not arguments and not launched and _tpu_processes() == 1:
         return False
     within = max(5, int(bound_seconds / 2))
+    where = stated.get(COORDINATOR, f"what {', '.join(launched) or 'the TPU machine'} says")
     try:
         jax.distributed.initialize(
             **arguments,
@@ -167,26 +175,52 @@ def _initialize(bound_seconds: float) -> bool:
             shutdown_timeout_seconds=within,
         )
     except jax.errors.JaxRuntimeError as error:
-        where = stated.get(COORDINATOR, f"what {', '.join(launched)} says")
         raise PeerGone(f"the processes of this run did not meet at {where}: {error}") from error
+    except ValueError as error:
+        raise ValueError(
+            f"several processes were started, but nothing that JAX knows says where they meet "
+            f"({error}): set {COORDINATOR} to host:port of the first of them, the same for all"
+        ) from error
     return jax.process_count() > 1
 
 
 def _arguments(stated: dict[str, str]) -> dict[str, Any]:
-    missing = [name for name in (COORDINATOR, COUNT, INDEX) if name not in stated]
+    """What is stated by hand; the number of processes, and of this one, a launcher may say."""
+    numbers = [(COUNT, JOB_INDEX), *LAUNCHERS.items()] if INDEX not in stated else []
+    if COUNT in stated:
+        numbers = numbers[:1]
+    there = [pair for pair in numbers if all(name in os.environ for name in pair)]
+    count, index = there[0] if there else (COUNT, INDEX)
+    missing = [name for name in (COORDINATOR, count, index) if name not in os.environ]
     if missing:
         raise ValueError(f"the environment has {', '.join(stated)}: set {', '.join(missing)} too")
-    count, index = stated[COUNT], stated[INDEX]
-    if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
+    several, number = os.environ[count], os.environ[index]
+    if not (several.isdigit() and number.isdigit() and int(number) < int(several)):
         raise ValueError(
-            f"expected {INDEX} to be a number from 0 on, less than that in {COUNT}, found "
-            f"{index!r} and {count!r}"
+            f"expected {index} to be a number from 0 on, less than that in {count}, found "
+            f"{number!r} and {several!r}"
         )
     return {
         "coordinator_address": stated[COORDINATOR],
-        "num_processes": int(count),
-        "process_id": int(index),
+        "num_processes": int(several),
+        "process_id": int(number),
+        # What else a launcher says would leave a process one device of its machine's only.
+        "cluster_detection_method": "deactivate",
     }
+
+
+def _tpu_processes() -> int:
+    """How many machines hold the TPUs of which some are here; 1 where there are none."""
+    if not cloud_tpu_init.running_in_cloud_tpu_vm:
+        return 1
+    named = os.environ.get("TPU_PROCESS_ADDRESSES", os.environ.get("TPU_WORKER_HOSTNAMES"))
+    if named is not None:  # Kubernetes; of one slice, if it does not tell of several
+        return len(named.split(",")) * int(os.environ.get("MEGASCALE_NUM_SLICES") or 1)
+    try:
+        there = GceTpuCluster.is_env_present()
+        return GceTpuCluster.get_process_count() if there else 1
+    except OSError:  # no one tells: not a machine of Compute Engine
+        return 1
 
 
 def _leave() -> None:

@@ -16,6 +16,7 @@ from astrollava_jax.run import directory, held, opening, processes
 from astrollava_jax.run.ahead import ahead
 from astrollava_jax.run.config import RunConfig, changed
 from astrollava_jax.run.initial import fresh_addresses, with_own_adapters
+from astrollava_jax.run.layout import layout, sentence
 from astrollava_jax.run.records import Data, held_out_data, training_data
 from astrollava_jax.run.stage import Stage, abstract_arguments, build, describe, rows_unit
 from astrollava_jax.sharding import whole
@@ -50,7 +51,8 @@ def get_ready(console: Console, run: RunConfig, bases: opening.Bases, *, keep: b
         if told:
             console.print(f"note: {told}")
     fresh = fresh_addresses(run, model, opened)
-    mesh = run.mesh.build()
+    mesh, choice = layout(run, model)
+    console.print(sentence(mesh, choice))
     tokenizer = _tokenizer(opened, config)
     data = training_data(run, tokenizer, config.image_facts, rows_unit(run, mesh), keep=keep)
     processes.alike({"data": data.facts, "tokenizer": tokenizer.fingerprint()})
@@ -62,6 +64,7 @@ def get_ready(console: Console, run: RunConfig, bases: opening.Bases, *, keep: b
         rows=data.plan.rows,
         samples=max(data.plan.samples(step) for step in range(data.plan.total_steps)),
         updates=data.plan.total_steps,
+        frozen=choice.frozen,
     )
     for note in stage.notes:
         console.print(f"note: {note}")

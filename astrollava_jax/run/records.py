@@ -187,8 +187,9 @@ def of_all(faults: Sequence[Any], stage: Stage) -> list[Any]:
     """The faults that all processes met in their rows; those of rows that several took, once."""
     if jax.process_count() == 1:
         return list(faults)
-    by_share = dict(gather([share_of_rows(stage.mesh)[0], list(faults)]))
-    return [fault for share in sorted(by_share) for fault in by_share[share]]
+    told = gather([share_of_rows(stage.mesh)[0], list(faults)])
+    by_share = {tuple(parts): found for parts, found in told}
+    return [fault for parts in sorted(by_share) for fault in by_share[parts]]
 
 
 def evaluation_batches(data: Data, stage: Stage) -> Iterator[tuple[Batch, list[str]]]:
@@ -202,13 +203,13 @@ def evaluation_batches(data: Data, stage: Stage) -> Iterator[tuple[Batch, list[s
 
 def _pipeline(data: Data, stage: Stage, micro_batches: int) -> Pipeline:
     """Makes the rows that the devices of this process take."""
-    index, count = share_of_rows(stage.mesh)
+    parts, of = share_of_rows(stage.mesh)
     return Pipeline(
         data.plan,
         data.reader,
         workers=data.workers,
-        process_index=index,
-        process_count=count,
+        parts=parts,
+        of=of,
         micro_batches=micro_batches,
     )
 

@@ -14,13 +14,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from astrollava_jax import compiler
 from astrollava_jax.batch import Batch, ImageFacts
 from astrollava_jax.data.rows import RowShape
+from astrollava_jax.meshing import Frozen
 from astrollava_jax.models import quantize
 from astrollava_jax.models.attention import Kernel, choose
 from astrollava_jax.models.llava import Llava, LlavaConfig, logical_axes
 from astrollava_jax.models.lora import LORA_A, attach
 from astrollava_jax.params import Params, split
 from astrollava_jax.run.config import RunConfig
-from astrollava_jax.sharding import Axes, placements, replicated, rows_multiple, spec
+from astrollava_jax.sharding import Axes, placements, replicated, rows_multiple, spec, without
 from astrollava_jax.training.anomaly import History, SpikeConfig, no_history
 from astrollava_jax.training.optimizer import FROZEN, AdamState, AdamW
 from astrollava_jax.training.state import TrainState
@@ -145,8 +146,9 @@ def rows_unit(run: RunConfig, mesh: Mesh) -> int:
 
 
 def build(
-    run: RunConfig, model: Model, mesh: Mesh, *, rows: int, samples: int, updates: int
-) -> Stage:
+    run: RunConfig, model: Model, mesh: Mesh, *, rows: int, samples: int, updates: int,
+    frozen: Frozen = "sharded",
+) -> Stage:  # fmt: skip
     """The stage on a mesh.
 
     Args:
@@ -156,11 +158,12 @@ def build(
         rows: of a step, over all devices.
         samples: the most that a step holds.
         updates: the schedule's length.
+        frozen: whether what does not train is whole on every device of fsdp.
 
     Raises:
         ValueError: if the mesh does not divide the model, or `attention` cannot be had there.
     """
-    shardings = placements(model.axes, model.shapes, mesh)
+    shardings = _shardings(model, mesh, frozen)
     rows_per_device = run.batch.rows_per_device or rows // rows_multiple(mesh)
     optimizer = AdamW(run.optimizer, model.fates, updates)
     compute = jnp.dtype(run.precision.compute)
@@ -209,6 +212,14 @@ def _attention(run: RunConfig, model: Model, mesh: Mesh, rows: int) -> tuple[Ker
     llm, compute = model.config.llm, jnp.dtype(run.precision.compute)
     queries = jax.ShapeDtypeStruct((rows, run.batch.length, llm.num_heads, llm.head_dim), compute)
     return choose(run.attention, mesh.devices.flat[0], queries, llm.scores_softcap)
+
+
+def _shardings(model: Model, mesh: Mesh, frozen: Frozen) -> dict[str, NamedSharding]:
+    """Where each parameter lies; a frozen one whole on all devices of fsdp, if it is replicated."""
+    found = placements(model.axes, model.shapes, mesh)
+    if frozen == "replicated":
+        found |= {address: without(found[address], "fsdp") for address in model.frozen}
+    return found
 
 
 def abstract_params(stage: Stage, addresses: list[str], dtype: str) -> Params:

@@ -240,7 +240,7 @@ def test_workers_and_hosts_learn_the_same_records_too(broken):
     reader, plan, whole = broken
     rest = steps(plan, reader, 5, workers=2)
     assert [facts(step) for step in rest] == [facts(step) for step in whole[5:]]
-    halves = [steps(plan, reader, process_index=i, process_count=2) for i in range(2)]
+    halves = [steps(plan, reader, parts=[i], of=2) for i in range(2)]
     for one, other, both in zip(*halves, whole):
         assert sorted(one.records + other.records) == sorted(both.records)
         found = [*one.faults, *other.faults]

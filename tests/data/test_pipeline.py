@@ -99,13 +99,13 @@ def test_workers_change_nothing(reader, plan, whole):
 
 
 def test_hosts_share_the_rows_of_each_step(reader, plan, whole):
-    halves = [steps(Pipeline(plan, reader, process_index=i, process_count=2)) for i in range(2)]
+    halves = [steps(Pipeline(plan, reader, parts=[i], of=2)) for i in range(2)]
     for one, other, both in zip(*halves, whole):
         for first, second, all_rows in zip(one.batch, other.batch, both.batch):
             np.testing.assert_array_equal(np.concatenate([first, second]), all_rows)
         assert sorted(one.records + other.records) == sorted(both.records)
-    with pytest.raises(ValueError, match=f"{plan.rows} rows, which 5 processes"):
-        Pipeline(plan, reader, process_count=5)
+    with pytest.raises(ValueError, match=f"{plan.rows} rows, which 5 parts"):
+        Pipeline(plan, reader, of=5)
 
 
 def test_a_step_that_needs_fewer_rows_is_filled_with_empty_ones(reader, tmp_path):

@@ -143,8 +143,12 @@ def read_run(path: str, **overrides: Any) -> RunConfig:
 
 def on_devices(monkeypatch, count: int) -> None:
     """Makes every mesh of the test of the first `count` devices, unless it names its own."""
-    build, few = MeshConfig.build, jax.devices()[:count]
-    monkeypatch.setattr(MeshConfig, "build", lambda mesh, own=None: build(mesh, own or few))
+    layout, few = MeshConfig.layout, jax.devices()[:count]
+
+    def on_few(mesh: MeshConfig, devices: Any = None, needs: Any = None) -> Any:
+        return layout(mesh, devices or few, needs)
+
+    monkeypatch.setattr(MeshConfig, "layout", on_few)
 
 
 def curve(out: Any) -> list[tuple[float, ...]]:

@@ -1,11 +1,15 @@
 """The same numbers, on however many devices, and however many rows a device takes at a time."""
 
+import math
+
 import numpy as np
 import pytest
 import small_run
+from rich.console import Console
 from small_run import curve, held_out, on_devices
 
 from astrollava_jax.cli.main import MISTAKE, main
+from astrollava_jax.run.ready import get_ready
 from astrollava_jax.run.train import train
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -16,6 +20,9 @@ CASES = {
     "stage 2, one device, two rows at a time": (2, 1, {"batch__rows_per_device": 2}),
     "stage 2, data 2 x fsdp 2 x tensor 2, one row at a time": (
         2, 8, {"mesh": {"data": 2, "fsdp": 2, "tensor": 2}, "batch__rows_per_device": 1}
+    ),
+    "stage 2, frozen weights on all of fsdp 4 x tensor 2": (
+        2, 8, {"mesh": {"fsdp": 4, "tensor": 2, "frozen": "replicated"}}
     ),
 }  # fmt: skip
 """Stage, devices, and what its file says otherwise; it is compared with fsdp 8."""
@@ -35,6 +42,38 @@ def test_losses(case, stage1, stage2, tmp_path, monkeypatch):
     assert list(held_out(tmp_path)) == list(held_out(done.out)) == [6, 8]
     for step, loss in held_out(done.out).items():
         assert held_out(tmp_path)[step] == pytest.approx(loss, rel=1e-5)
+
+
+MESHES = (
+    {"data": 8, "fsdp": 1}, {"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2},
+    {"fsdp": 4, "tensor": 2, "frozen": "replicated"},
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2])
+def test_twenty_steps_on_every_mesh(stage, stage1, stage2, tmp_path):
+    curves = []
+    for number, mesh in enumerate(({"data": 1, "fsdp": 8}, *MESHES)):
+        out, file = tmp_path / str(number), {1: stage1, 2: stage2}[stage].file
+        train(small_run.read_run(file, out=str(out), steps=20, evaluate=None, mesh=mesh))
+        curves.append(np.array(curve(out))[:, 0])
+    assert all(len(losses) == 20 for losses in curves)
+    assert np.std(curves[0]) > 1e-2, "the losses move"
+    for mesh, losses in zip(MESHES, curves[1:]):
+        np.testing.assert_allclose(losses, curves[0], rtol=1e-5, err_msg=f"{mesh}")
+
+
+def test_frozen_weights_that_are_replicated_lie_whole_on_every_device_of_fsdp(stage1):
+    run = small_run.read_run(stage1.file, mesh={"fsdp": 4, "tensor": 2, "frozen": "replicated"})
+    stage = get_ready(Console(quiet=True), run, (), keep=False).stage
+    ways = {}
+    for address, placed in stage.shardings.items():
+        shape = stage.model.shapes[address].shape
+        ways[address] = math.prod(shape) // math.prod(placed.shard_shape(shape))
+    assert {ways[address] for address in stage.model.frozen} == {1, 2}, "over tensor, or not at all"
+    assert ways["llm/layers/attn/q_proj/kernel"] == 2
+    assert max(ways[address] for address in stage.model.trainable) == 4
 
 
 def refusal(changes, stage1, tmp_path, capsys) -> str:
