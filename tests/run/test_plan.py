@@ -38,7 +38,7 @@ optimizer:
   groups: [{{name: projector, params: "projector/.*", peak_lr: 1e-3}}]
   frozen: ["vision/.*", "llm/.*"]
   schedule: {{type: constant}}
-mesh: {{tensor: 2}}
+mesh: {{data: 1, fsdp: 4, tensor: 2, frozen: sharded}}
 """
 
 
