@@ -54,8 +54,12 @@ def main(argv: list[str]) -> None:
         "--shape", metavar="NAME",
         help="the model: a published name, or a directory with config files",
     )  # fmt: skip
+    parser.add_argument(
+        "--estimate", action="store_true",
+        help="model the step's time too: for ranking, no promise",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    own = ("--help", "--topology", "--rows-per-chip", "--shape", "--json")
+    own = ("--help", "--topology", "--rows-per-chip", "--shape", "--estimate", "--json")
     overrides, rest = split_overrides(argv, own)
     arguments = parser.parse_args(rest)
     if arguments.topology != "local":
@@ -77,6 +81,7 @@ def main(argv: list[str]) -> None:
         shape=arguments.shape,
         rows_per_chip=arguments.rows_per_chip,
         as_json=arguments.json,
+        with_estimate=arguments.estimate,
     )
     if not fits:
         sys.exit(DOES_NOT_FIT)

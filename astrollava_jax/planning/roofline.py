@@ -53,22 +53,23 @@ class Estimate:
     mfu_without_waiting: float
     """If nothing were ever waited for, neither other chips nor copies."""
     samples_per_second: float
-    hours: float
-    """Of the run, steps alone."""
+    hours: float | None
+    """Of the run, steps alone; None where it is not known how many they are."""
     reliance: str
     """Must stand beside all of it."""
 
 
 def estimate(
-    step: Modelled, *, useful_flops: float, samples: float | int, steps: int, chips: int, chip: Chip
-) -> Estimate:
+    step: Modelled, *, useful_flops: float, samples: float | int, steps: int | None, chips: int,
+    chip: Chip,
+) -> Estimate:  # fmt: skip
     """What the modelled step means.
 
     Args:
         step: its time.
         useful_flops: of a step, over all chips.
         samples: of a step, over all chips.
-        steps: of the run.
+        steps: of the run, if that is known.
         chips: how many.
         chip: of which kind.
 
@@ -80,6 +81,6 @@ def estimate(
         mfu=mfu(useful_flops, step.seconds, chips, chip),
         mfu_without_waiting=mfu(useful_flops, step.busy_seconds, chips, chip),
         samples_per_second=samples / step.seconds,
-        hours=steps * step.seconds / 3600,
+        hours=None if steps is None else steps * step.seconds / 3600,
         reliance=reliance(chip),
     )

@@ -8,7 +8,7 @@ import jax
 
 from astrollava_jax.planning.hlo import Collective
 from astrollava_jax.planning.program import DoesNotFit, Memory, bytes_per_chip, compile_program
-from astrollava_jax.planning.topologies import Chip, topology
+from astrollava_jax.planning.topologies import Topology, topology
 from astrollava_jax.planning.work import Executed, executed
 from astrollava_jax.run.config import RunConfig
 from astrollava_jax.run.layout import needs, sentence
@@ -30,7 +30,7 @@ class Machine:
     devices: Sequence[Any]
     usable: int | None
     """Bytes of one chip that a program may use; None where the device does not tell."""
-    chip: Chip | None
+    topology: Topology | None
     """None for the devices of this machine, which are in no table."""
 
 
@@ -86,7 +86,7 @@ def machine(name: str) -> Machine:
     """
     if name != LOCAL:
         found = topology(name)
-        return Machine(name, found.devices(), found.chip.hbm_bytes, found.chip)
+        return Machine(name, found.devices(), found.chip.hbm_bytes, found)
     devices = jax.devices()
     usable = (devices[0].memory_stats() or {}).get("bytes_limit")
     return Machine(devices[0].device_kind, devices, usable, None)

@@ -4,7 +4,7 @@ import dataclasses
 
 from rich.console import Console
 
-from astrollava_jax.run import plan_report
+from astrollava_jax.run import estimate, plan_report
 from astrollava_jax.run.config import RunConfig
 from astrollava_jax.run.nearest import Try, nearest
 from astrollava_jax.run.plan import Planned, machine, plan
@@ -19,6 +19,7 @@ def show_plan(
     shape: str | None = None,
     rows_per_chip: int | None = None,
     as_json: bool = False,
+    with_estimate: bool = False,
 ) -> bool:
     """Compiles a run's step for a machine, and prints what is known of it then.
 
@@ -31,6 +32,7 @@ def show_plan(
         shape: the model's published name, in place of the directories that the run names.
         rows_per_chip: a step has so many rows on each chip, whatever the batch of the run.
         as_json: print JSON in place of tables.
+        with_estimate: model the step's time too.
 
     Returns:
         Whether the run as it was asked for fits.
@@ -39,6 +41,8 @@ def show_plan(
         ValueError, FileNotFoundError: the user's mistakes, each with what to do.
     """
     where, outline = machine(topology), planned_model(run.init, folder, shape)
+    if with_estimate:
+        estimate.check(where)  # before a compilation that takes minutes
     throughput = rows_per_chip is not None
     if rows_per_chip is not None:
         if rows_per_chip < 1:
@@ -53,6 +57,9 @@ def show_plan(
     console = Console(soft_wrap=True, markup=False, highlight=False, quiet=as_json)
     planned = compile_step(run)
     plan_report.show(console, planned)
+    modelled = estimate.estimated(planned) if with_estimate else None
+    if modelled is not None:
+        estimate.show(console, *modelled)
     tries: list[Try] = []
     if not planned.fits:
         console.print("\ntrying what may fit, the least harmful first:")
@@ -62,5 +69,5 @@ def show_plan(
             plan_report.show_try(console, one)
         plan_report.show_nearest(console, tries)
     if as_json:
-        print(plan_report.as_json(planned, tries))
+        print(plan_report.as_json(planned, tries, modelled and estimate.facts(*modelled)))
     return planned.fits

@@ -11,13 +11,18 @@ import pytest
 import small_run
 import tiny_directories as tiny
 import tiny_llava
+from planning_programs import FSDP
+from rich.console import Console
 
 from astrollava_jax import config
 from astrollava_jax.cli import plan as command
 from astrollava_jax.cli.main import MISTAKE, main
 from astrollava_jax.data.tokenizer import Tokenizer
+from astrollava_jax.planning.network import ring_of
 from astrollava_jax.planning.program import DoesNotFit
-from astrollava_jax.run import planning
+from astrollava_jax.planning.schedule import modelled
+from astrollava_jax.planning.topologies import topology
+from astrollava_jax.run import estimate, planning
 from astrollava_jax.run.config import InitConfig, RunConfig
 from astrollava_jax.run.nearest import nearest
 from astrollava_jax.run.plan import Machine, Planned, plan
@@ -91,6 +96,37 @@ def changed(planned: Planned, run: RunConfig, fits: bool) -> Planned:
     refused = None if fits else DoesNotFit(2 << 30, 1 << 30)
     memory = planned.memory if fits else None
     return dataclasses.replace(planned, run=run, refused=refused, memory=memory)
+
+
+def test_a_modelled_time_is_told_with_what_it_is_worth(planned, capsys):
+    """The kept program of four chips, as if the compiler had made it of this step."""
+    four = topology("v5e-4")
+    machine = Machine("v5e-4", jax.devices(), four.chip.hbm_bytes, four)
+    run = dataclasses.replace(planned.run, steps=3600)
+    planned = dataclasses.replace(planned, text=FSDP, machine=machine, useful=1e9, run=run)
+    step, found = estimate.estimated(planned)
+    assert step == modelled(FSDP, four.chip, ring_of(four))
+    assert found.samples_per_second == planned.rows.samples / step.seconds
+    assert found.mfu == 1e9 / (4 * 197e12 * step.seconds)
+    assert found.hours == pytest.approx(step.seconds)
+    told = estimate.facts(step, found)
+    parts = [told[f"{part}_seconds"] for part in ("compute", "attention_kernel", "copy")]
+    assert sum(parts) + sum(told["exposed_seconds"].values()) == pytest.approx(step.seconds)
+
+    estimate.show(Console(width=300), step, found)
+    said = capsys.readouterr().out
+    assert "modelled, not measured: 11% to 23% too pessimistic" in said
+    assert f"step {step.seconds * 1e3:.1f} ms: compute " in said and "for the run's steps" in said
+
+    impossible = dataclasses.replace(planned, useful=1e30)
+    with pytest.raises(ValueError, match="use no figure of this model"):
+        estimate.estimated(impossible)
+
+
+def test_only_machines_of_the_table_are_modelled(folder, capsys):
+    argv = ["plan", str(folder / "run.yaml"), "--topology", "local", "--estimate"]
+    assert main(argv) == MISTAKE
+    assert "--estimate: cpu is not in the table of topologies" in capsys.readouterr().err
 
 
 @pytest.fixture
