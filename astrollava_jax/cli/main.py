@@ -83,8 +83,9 @@ def main(argv: list[str] | None = None) -> int:
         return supervisor.supervise(argv)
     module = importlib.import_module(f"astrollava_jax.cli.{arguments.command}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's notes about the processor
-    if not (typed and supervisor.begin_child()):
+    if not typed or arguments.command not in GOES_ON:
         return _run(module, argv[1:])
+    supervisor.begin_child()
     try:
         code = _run(module, argv[1:])
     except Exception:

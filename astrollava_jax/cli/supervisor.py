@@ -50,6 +50,7 @@ WAITED_FOR = {
     "checkpoint": "a checkpoint: the disk, or the other processes",
     "evaluate": "the held-out evaluation: input, the devices or a collective",
     "log": "the log",
+    "profile": "a trace: the profiler, the disk, or the other processes",
     "end": "its end",
 }
 

@@ -15,12 +15,15 @@ VARIABLE = "ASTROLLAVA_COMPILE_CACHE"
 def keep_compiled() -> str | None:
     """Has JAX keep what it compiles from here on; gives the folder, or None where it does not.
 
-    What takes a second or more is kept. A folder that JAX was told of before stays.
+    What takes a second or more is kept. A folder that JAX was told of before stays. Several
+    processes on GPUs must name the folder, which all of them see: those that find a program wait
+    for nobody, while XLA has those that compile it share the search for its fastest kernels.
     """
     if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore
         return jax.config.jax_compilation_cache_dir  # pyright: ignore
     wanted = os.environ.get(VARIABLE, "")
-    if wanted == "off":
+    alone = jax.process_count() == 1 or jax.default_backend() != "gpu"
+    if wanted == "off" or not (wanted or alone):
         return None
     folder = files.join(wanted or _of_this_user(), _processor())
     try:

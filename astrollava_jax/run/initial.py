@@ -11,7 +11,7 @@ from astrollava_jax.params import Params, select, split
 from astrollava_jax.run.config import RunConfig
 from astrollava_jax.run.opening import Opened, read_params
 from astrollava_jax.run.stage import Model, Stage, fresh_model
-from astrollava_jax.sharding import whole
+from astrollava_jax.sharding import gather, whole
 from astrollava_jax.training.optimizer import FROZEN
 
 
@@ -72,6 +72,7 @@ def read(run: RunConfig, opened: Opened, stage: Stage, addresses: list[str]) -> 
     """
     dtypes = dtypes_of(run, stage.model)
     params = read_params(opened, addresses, stage.shardings, dtypes, stage.model.stores)
+    gather(None)  # who could not read its part says so before all compute together
     known = opened.source.shapes
     faults = [
         f"{address}{place}: {count} of its numbers, in "

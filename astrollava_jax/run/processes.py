@@ -158,7 +158,7 @@ def machine() -> dict[str, Any]:
 
 def _initialize(bound_seconds: float) -> bool:
     """Joins the other processes, if there are some."""
-    launched = [name for name in LAUNCHERS if int(os.environ.get(name, "1")) > 1]
+    launched = [name for name in LAUNCHERS if _number(name) > 1]
     stated = {name: os.environ[name] for name in (COORDINATOR, COUNT, INDEX) if name in os.environ}
     arguments = _arguments(stated) if stated else {}
     if arguments.get("num_processes") == 1:
@@ -182,6 +182,12 @@ def _initialize(bound_seconds: float) -> bool:
             f"({error}): set {COORDINATOR} to host:port of the first of them, the same for all"
         ) from error
     return jax.process_count() > 1
+
+
+def _number(name: str) -> int:
+    """What a launcher says; 1 where it says nothing that is a number."""
+    said = os.environ.get(name, "")
+    return int(said) if said.isdigit() else 1
 
 
 def _arguments(stated: dict[str, str]) -> dict[str, Any]:
@@ -209,9 +215,15 @@ def _arguments(stated: dict[str, str]) -> dict[str, Any]:
     }
 
 
+def _tpu_wanted() -> bool:
+    """Whether JAX has not been told to use something else than TPUs, as the quickstart does."""
+    platforms = jax.config.jax_platforms  # pyright: ignore: JAX_PLATFORMS, or what was set since
+    return not platforms or "tpu" in platforms
+
+
 def _tpu_processes() -> int:
     """How many machines hold the TPUs of which some are here; 1 where there are none."""
-    if not cloud_tpu_init.running_in_cloud_tpu_vm:
+    if not (cloud_tpu_init.running_in_cloud_tpu_vm and _tpu_wanted()):
         return 1
     named = os.environ.get("TPU_PROCESS_ADDRESSES", os.environ.get("TPU_WORKER_HOSTNAMES"))
     if named is not None:  # Kubernetes; of one slice, if it does not tell of several

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import jax
 from rich.console import Console
 
+from astrollava_jax import files
 from astrollava_jax.config import plain
 from astrollava_jax.params import Params
 from astrollava_jax.run import directory, dry_run, held, opening, processes
@@ -53,7 +54,6 @@ def train(
     """
     logging.getLogger("absl").setLevel(logging.WARNING)  # orbax tells of every file it writes
     storage.tell_once()
-    keep_compiled()
     run = with_absolute_paths(run)
     stop, began = Stop(run.preemption, since), since or time.time()
     with contextlib.ExitStack() as open_until_the_end:
@@ -61,6 +61,8 @@ def train(
         heart = enter(contextlib.closing(Heart(run.watchdog)))
         enter(processes.joined(run.watchdog.floor_seconds))
         heart.join(jax.process_count(), processes.count_together)
+        if not dry:
+            keep_compiled()
         console = Console(soft_wrap=True, markup=False, quiet=jax.process_index() > 0)
         trace = None if profile is None else Trace(*profile, run.out, heart, console.print)
         with processes.failing_together():
@@ -83,6 +85,7 @@ def _alone(run: RunConfig) -> Iterator[Callable[[], str | None]]:
         return
     goes_on(run)  # no lock is left in a folder that is something else
     with held.alone(run.out) as displaced:
+        files.remove_unfinished(run.out)
         yield displaced
 
 
@@ -102,7 +105,7 @@ def _run(job: Job, params: Params) -> None:
     total = data.plan.total_steps
     checkpoints = job.checkpoints()
     with stage.active(), job.stop, contextlib.ExitStack() as ending:
-        # What comes later in the list ends earlier: the log hears of the last save, too.
+        # What is entered later ends earlier: the log hears of the last save, too.
         log_open = ending.enter_context(contextlib.ExitStack())
         ending.enter_context(_closing(job, checkpoints))
         state, progress = _begin_or_go_on(job, params, checkpoints)

@@ -55,7 +55,7 @@ class Goodput:
             # Clocks of two machines may differ.
             self.seconds["not_running"] += max(0.0, began - self._until)
         self._lose(step)
-        self._began = self._until = began
+        self._began, self._until = began, max(self._until, began)
         self._starting = True
 
     def add(self, facts: Mapping[str, Any]) -> None:

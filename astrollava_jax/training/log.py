@@ -1,6 +1,5 @@
 """What a run says of its steps while it runs, and what stays of that."""
 
-import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -118,11 +117,17 @@ class Log:
             self._goodput.add(facts)
             self._say(self._goodput.told())
             if not self._last.last:
-                with contextlib.suppress(OSError):  # what ended the run matters more
-                    self._lines.write(facts)
-        self._lines.close()
+                self._bear(lambda: self._lines.write(facts))
+        self._bear(self._lines.close)
         if self._board is not None:
-            self._board.close()
+            self._bear(self._board.close)
+
+    def _bear(self, write: Callable[[], None]) -> None:
+        """Tells that the disk takes no more of the log: how the run has ended matters more."""
+        try:
+            write()
+        except OSError as error:
+            self._say(f"the end of the log could not be written: {error}")
 
     def _time(self) -> dict[str, float]:
         """What time it is, and what was waited for besides steps since it was last asked."""

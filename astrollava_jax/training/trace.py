@@ -21,7 +21,7 @@ class Trace:
     """Traces the steps from `first` to `last`, both included, as they are counted in the log.
 
     Each process writes its own, for each sees its own devices only: in `process_0`, and so on,
-    below the folder.
+    below the folder. A profiler that fails is told of, and ends nothing: the steps matter more.
     """
 
     def __init__(
@@ -48,8 +48,7 @@ class Trace:
     def around(self, step: int) -> Iterator[None]:
         """Surrounds a step."""
         if not self._done and not self._running and self._first <= step <= self._last:
-            jax.profiler.start_trace(files.make_folder(self._folder))
-            self._running = True
+            self._start()
         with annotated(step):
             yield
         if self._running:
@@ -66,9 +65,26 @@ class Trace:
                 f"profile {self._first}:{self._last}: the run ended before, nothing was traced"
             )
 
+    def _start(self) -> None:
+        with self._bearing():
+            jax.profiler.start_trace(files.make_folder(self._folder))
+            self._running = True
+
     def _stop(self) -> None:
         self._running, self._done = False, True
         self._heart.beat("profile", "writing the trace")
-        jax.profiler.stop_trace()
+        with self._bearing():
+            jax.profiler.stop_trace()
+            self._tell_of_steps()
+
+    @contextlib.contextmanager
+    def _bearing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._done = True
+            self._tell(f"profile {self._first}:{self._last}: cannot be traced: {error}")
+
+    def _tell_of_steps(self) -> None:
         steps = f"{len(self._traced)} of {self._last - self._first + 1} steps"
         self._tell(f"profile {self._first}:{self._last}: {steps} traced, in {self._folder}")

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from astrollava_jax.cli.stacks import is_stopped
-from astrollava_jax.cli.supervisor import RESUMABLE
+from astrollava_jax.cli.supervisor import RESUMABLE, WAITED_FOR
+from astrollava_jax.training.watchdog import Phase
 
 PARENT = """
 import sys
@@ -191,3 +193,7 @@ def test_a_parent_without_any_stream_shares_its_page_with_its_child():
     shell = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
     parent = subprocess.Popen([*shell, sys.executable, "-c", PARENT, "-c", child], env=environment)
     assert parent.wait(30) == RESUMABLE, "killed, after it had the page"
+
+
+def test_the_parent_has_words_for_all_that_a_run_waits_for():
+    assert set(WAITED_FOR) == set(get_args(Phase))

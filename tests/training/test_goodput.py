@@ -86,3 +86,12 @@ def test_lines_from_before_times_were_kept_tell_nothing():
 )
 def test_durations_in_words(seconds, words):
     assert goodput.duration(seconds) == words
+
+
+def test_a_start_that_waited_for_the_one_before_counts_no_second_twice():
+    found = Goodput()
+    found.begin(0.0, 1)
+    found.add({"step": 1, "time": 100.0, "seconds": 10.0, "input_wait": 0.0})
+    found.begin(90.0, 2)
+    found.add({"step": 2, "time": 150.0, "seconds": 10.0, "input_wait": 0.0})
+    assert sum(found.seconds.values()) == pytest.approx(150.0)

@@ -94,3 +94,21 @@ def test_a_finished_run_has_no_line_after_its_last_step(tmp_path):
     (line,) = files.read_text(path).splitlines()
     assert json.loads(line)["step"] == 10
     assert "goodput" in printed.getvalue().splitlines()[-1]
+
+
+def test_a_disk_that_takes_no_more_does_not_hide_how_the_run_has_ended(tmp_path):
+    class Full:
+        """A disk that is full, told when the rest is written too."""
+
+        def write(self, line: str) -> None:
+            raise OSError(28, "No space left on device")
+
+        def close(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    log, printed = log_of(str(tmp_path / "log.jsonl"), Clocks())
+    log(done(1))
+    log._lines.close()
+    log._lines._handle = Full()  # pyright: ignore[reportAttributeAccessIssue]
+    log.close()
+    assert printed.getvalue().count("the end of the log could not be written") == 2

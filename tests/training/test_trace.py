@@ -88,3 +88,14 @@ def test_a_fault_within_the_range_leaves_a_trace(trace, tmp_path):
 def test_a_range_that_is_none_is_refused(first, last, trace):
     with pytest.raises(ValueError, match=f"profile {first}:{last}: expected FIRST:LAST"):
         trace(first, last)
+
+
+@pytest.mark.parametrize("what", ["start_trace", "stop_trace"])
+def test_a_profiler_that_fails_is_told_of_and_ends_nothing(what, trace, profiler, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("only one profile may be run at a time")
+
+    monkeypatch.setattr(f"jax.profiler.{what}", fail)
+    run(trace(3, 4), profiler, 1, 6)
+    assert [step for step in profiler if isinstance(step, int)] == [1, 2, 3, 4, 5, 6]
+    assert trace.told == ["profile 3:4: cannot be traced: only one profile may be run at a time"]
