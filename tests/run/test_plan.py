@@ -29,6 +29,7 @@ from astrollava_jax.run.plan import Machine, Planned, plan
 from astrollava_jax.run.planned_model import planned_model
 from astrollava_jax.run.planned_rows import planned_rows
 from astrollava_jax.run.records import training_data
+from astrollava_jax.sharding import MeshConfig
 from astrollava_jax.weights.outline import outline
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -194,26 +195,46 @@ def test_what_is_printed_of_a_step_of_this_machine(folder, capsys):
 
 
 def test_settings_are_tried_in_the_order_of_least_harm(planned):
-    """A stand-in for the compiler, to which nothing fits but four ways of a tensor."""
+    """A stand-in for the compiler, to which nothing fits but eight ways of a tensor."""
     tried = []
 
     def compile_step(run: RunConfig) -> Planned:
         tried.append(run)
-        return changed(planned, run, fits=run.mesh.tensor == 4)
+        return changed(planned, run, fits=run.mesh.tensor == 8)
 
     run = dataclasses.replace(planned.run, remat="none")
-    found = list(nearest(changed(planned, run, fits=False), compile_step))
+    first = changed(planned, run, fits=False)
+    first = dataclasses.replace(first, mesh={"data": 2, "fsdp": 2, "tensor": 2})
+    found = list(nearest(first, compile_step))
     assert [one.said.split("--")[-1] for one in found] == [
         "batch.rows_per_device 4", "batch.rows_per_device 2", "batch.rows_per_device 1",
         "remat dots", "remat attention", "remat full", "remat offload",
+        "mesh '{data: 1, fsdp: 4, tensor: 2, frozen: sharded}'",
         "precision.frozen int8", "precision.frozen nf4",
-        "mesh '{data: 1, fsdp: 2, tensor: 4}'",
+        "mesh '{data: 1, fsdp: 2, tensor: 4, frozen: sharded}'",
+        "mesh '{data: 1, fsdp: 1, tensor: 8, frozen: sharded}'",
     ]  # fmt: skip
     last = tried[-1]
     assert (last.batch.rows_per_device, last.remat, last.precision.frozen) == (1, "offload", "nf4")
-    assert (
-        "--batch.rows_per_device 1 --remat offload --precision.frozen nf4 --mesh" in found[-1].said
+    assert last.mesh == MeshConfig(data=1, fsdp=1, tensor=8, frozen="sharded")
+    assert found[-1].said == (
+        "--batch.rows_per_device 1 --remat offload --precision.frozen nf4 "
+        "--mesh '{data: 1, fsdp: 1, tensor: 8, frozen: sharded}'"
     )
+
+
+def test_frozen_weights_are_sharded_before_they_lose_precision_unless_they_are(planned):
+    run = dataclasses.replace(planned.run, remat="offload")
+    mesh = "--mesh '{data: 1, fsdp: 4, tensor: 2, frozen: sharded}'"
+
+    def said(**known) -> list[str]:
+        """What is tried where nothing fits, and one row is computed at a time already."""
+        first = dataclasses.replace(changed(planned, run, fits=False), micro_batches=8, **known)
+        return [one.said for one in nearest(first, lambda run: changed(planned, run, fits=False))]
+
+    assert planned.frozen == "sharded" and mesh not in said()
+    assert said(frozen="replicated")[:2] == [mesh, f"{mesh} --precision.frozen int8"]
+    assert mesh not in said(frozen="replicated", held={**planned.held, "frozen weights": 0})
 
 
 def test_a_setting_that_cannot_be_is_told_and_passed_over(planned):
