@@ -124,6 +124,24 @@ def test_a_modelled_time_is_told_with_what_it_is_worth(planned, capsys):
         estimate.estimated(impossible)
 
 
+def test_a_model_that_leaves_too_much_out_costs_its_figures_and_nothing_else(
+    folder, planned, capsys, monkeypatch
+):
+    four = topology("v5e-4")
+    machine = Machine("v5e-4", jax.devices(), 1 << 40, four)
+    impossible = dataclasses.replace(planned, text=FSDP, machine=machine, useful=1e30)
+    monkeypatch.setattr(planning, "machine", lambda name: machine)
+    monkeypatch.setattr(planning, "plan", lambda *_, **__: impossible)
+    argv = ["plan", str(folder / "run.yaml"), "--topology", "local", "--estimate"]
+    assert main([*argv, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["fits"] and said["needed_bytes"] == planned.needed and said["estimate"] is None
+    assert "use no figure of this model" in said["estimate_refused"]
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+    assert "no ESTIMATE: 1e+30 useful FLOPs do not fit" in said and "fits: peak" in said
+
+
 def test_only_machines_of_the_table_are_modelled(folder, capsys):
     argv = ["plan", str(folder / "run.yaml"), "--topology", "local", "--estimate"]
     assert main(argv) == MISTAKE
