@@ -41,7 +41,7 @@ def estimated(planned: Planned) -> tuple[Modelled, Estimate] | None:
         step,
         useful_flops=planned.useful,
         samples=planned.rows.samples,
-        steps=planned.run.steps,
+        steps=planned.steps,
         chips=topology.chips,
         chip=topology.chip,
     )

@@ -45,6 +45,8 @@ class Planned:
     frozen: Frozen
     """Whether every chip of fsdp has all frozen weights, or a slice."""
     rows: Rows
+    steps: int | None
+    """Of the run; None where they are not known, or are those of another batch."""
     micro_batches: int
     held: dict[str, int]
     """What its arguments hold, by class, in bytes of one chip."""
@@ -133,6 +135,7 @@ def plan(run: RunConfig, where: Machine, outline: Outline, *, throughput: bool =
         mesh=dict(mesh.shape),
         frozen=choice.frozen,
         rows=rows,
+        steps=None if throughput else run.steps,
         micro_batches=stage.micro_batches,
         held={
             "frozen weights": bytes_per_chip(frozen),

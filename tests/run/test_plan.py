@@ -103,8 +103,7 @@ def test_a_modelled_time_is_told_with_what_it_is_worth(planned, capsys):
     """The kept program of four chips, as if the compiler had made it of this step."""
     four = topology("v5e-4")
     machine = Machine("v5e-4", jax.devices(), four.chip.hbm_bytes, four)
-    run = dataclasses.replace(planned.run, steps=3600)
-    planned = dataclasses.replace(planned, text=FSDP, machine=machine, useful=1e9, run=run)
+    planned = dataclasses.replace(planned, text=FSDP, machine=machine, useful=1e9, steps=3600)
     step, found = estimate.estimated(planned)
     assert step == modelled(FSDP, four.chip, ring_of(four))
     assert found.samples_per_second == planned.rows.samples / step.seconds
@@ -119,9 +118,23 @@ def test_a_modelled_time_is_told_with_what_it_is_worth(planned, capsys):
     assert "modelled, not measured: 11% to 23% too pessimistic" in said
     assert f"step {step.seconds * 1e3:.1f} ms: compute " in said and "for the run's steps" in said
 
+    unknown = estimate.estimated(dataclasses.replace(planned, steps=None))
+    assert unknown is not None and unknown[1].hours is None
     impossible = dataclasses.replace(planned, useful=1e30)
     with pytest.raises(ValueError, match="use no figure of this model"):
         estimate.estimated(impossible)
+
+
+def test_steps_of_another_batch_than_the_runs_make_no_hours_of_it(planned, folder, monkeypatch):
+    def refuse(*_):
+        raise DoesNotFit(2 << 30, 1 << 30)
+
+    assert planned.steps == planned.run.steps == 1
+    monkeypatch.setattr("astrollava_jax.run.plan.compile_program", refuse)
+    batch = dataclasses.replace(planned.run.batch, rows_per_device=1)
+    run = dataclasses.replace(planned.run, batch=batch)
+    found = plan(run, planned.machine, outline(str(folder / "hf")), throughput=True)
+    assert found.steps is None and found.rows.count < planned.rows.count
 
 
 def test_a_model_that_leaves_too_much_out_costs_its_figures_and_nothing_else(
