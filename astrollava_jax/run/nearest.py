@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
+
 from astrollava_jax.models.quantize import FORMS
 from astrollava_jax.run.config import RunConfig
 from astrollava_jax.run.plan import Planned
@@ -62,6 +64,9 @@ def nearest(
                 planned = compile_step(changed)
             except ValueError as error:  # nothing frozen to store, or axes that divide nothing
                 yield Try(told, None, str(error))
+                continue
+            except (NotImplementedError, jax.errors.JaxRuntimeError) as error:  # the compiler's own
+                yield Try(told, None, (str(error).splitlines() or [repr(error)])[0])
                 continue
             yield Try(told, planned)
             if planned.fits:

@@ -281,6 +281,22 @@ def test_a_setting_that_cannot_be_is_told_and_passed_over(planned):
     assert nf4.said == "--precision.frozen nf4"
 
 
+def test_a_try_on_which_the_compiler_breaks_down_costs_no_other(planned):
+    errors = iter([jax.errors.JaxRuntimeError("INTERNAL: Mosaic failed\nat 0x1\nat 0x2"),
+                   NotImplementedError()])  # fmt: skip
+
+    def compile_step(run: RunConfig) -> Planned:
+        if error := next(errors, None):
+            raise error
+        return changed(planned, run, fits=True)
+
+    *broken, last = nearest(changed(planned, planned.run, fits=False), compile_step)
+    assert [(one.planned, one.why) for one in broken] == [
+        (None, "INTERNAL: Mosaic failed"), (None, "NotImplementedError()"),
+    ]  # fmt: skip
+    assert last.said == "--batch.rows_per_device 1" and last.planned is not None
+
+
 def test_fewer_rows_are_told_as_they_were_asked_for(planned):
     first = changed(planned, planned.run, fits=False)
     found = nearest(first, lambda run: changed(planned, run, fits=True), rows="--rows-per-chip")
