@@ -347,6 +347,23 @@ def test_a_run_that_is_to_begin_from_one_that_is_not_there_yet(folder):
     assert planned_model(init, str(folder), "llava-1.5-7b").config.llm.num_layers == 32
 
 
+def test_runs_that_begin_from_one_another_are_a_mistake_that_names_them(folder, tmp_path):
+    a, b = tmp_path / "a.yaml", tmp_path / "b.yaml"
+
+    def write(file: Path, out: str, model: str) -> None:
+        text = RUN.replace("{folder}/run", str(tmp_path / out))
+        text = text.replace("{folder}/hf", str(tmp_path / model))
+        file.write_text(text.format(folder=folder))
+
+    write(a, "one", "one")
+    with pytest.raises(ValueError, match=f"in a circle.*: {a} begins from {a}; one of them must"):
+        planned_model(InitConfig(model=str(tmp_path / "one")), str(tmp_path))
+    write(a, "one", "two")
+    write(b, "two", "one")
+    with pytest.raises(ValueError, match=f": {b} begins from {a} begins from {b};"):
+        planned_model(InitConfig(model=str(tmp_path / "two")), str(tmp_path))
+
+
 def test_mistakes_are_told_in_a_line(folder, capsys, monkeypatch):
     file = str(folder / "run.yaml")
     with monkeypatch.context() as patch:
