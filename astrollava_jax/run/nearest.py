@@ -42,10 +42,10 @@ def nearest(
 ) -> Iterator[Try]:
     """Tries settings in the order of least harm until one fits, which is then the last.
 
-    First fewer rows at a time, which changes no number; then less that is kept for the backward
-    pass, which costs time; then nothing held twice, which costs exchange; then smaller copies of
-    what is frozen, which costs precision; then more chips that share a tensor. A kind of change
-    keeps the farthest of the kinds before it.
+    First fewer rows at a time, by halving, which changes no number; then less that is kept for the
+    backward pass, which costs time; then nothing held twice, which costs exchange; then smaller
+    copies of what is frozen, which costs precision; then more chips that share a tensor. A kind of
+    change keeps the farthest of the kinds before it.
 
     Args:
         first: what does not fit.
@@ -59,7 +59,7 @@ def nearest(
         for option, value, change in changes:
             others = {name: given for name, given in options.items() if name != option}
             changed, given = change(run), {**others, option: value}
-            told = " ".join(f"{name} {value}" for name, value in given.items())
+            told = " ".join(" ".join(pair) for pair in given.items())
             try:
                 planned = compile_step(changed)
             except ValueError as error:  # nothing frozen to store, or axes that divide nothing

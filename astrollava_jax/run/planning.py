@@ -60,7 +60,7 @@ def show_plan(
     modelled = estimate.told(console, planned) if with_estimate else {}
     tries: list[Try] = []
     if not planned.fits:
-        console.print("\ntrying what may fit, the least harmful first:")
+        console.print("\ntrying what may fit, the least harmful first; rows by halving:")
         option = "--rows-per-chip" if throughput else "--batch.rows_per_device"
         for one in nearest(planned, compile_step, option):
             tries.append(one)

@@ -190,7 +190,7 @@ def test_a_setting_that_does_not_fit_is_code_3_with_the_nearest_that_does(folder
         main(argv)
     assert ended.value.code == 3
     said = capsys.readouterr().out
-    assert "DOES NOT FIT: needs 2.00 GiB" in said
+    assert "DOES NOT FIT: needs 2.00 GiB" in said and "rows by halving" in said
     assert "the nearest setting that fits: --batch.rows_per_device 2" in said
     assert main([*argv, "--batch.rows_per_device", "2"]) == 0
 
