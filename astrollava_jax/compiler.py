@@ -79,6 +79,17 @@ def options(device: Any, own: Mapping[str, bool | int | str] | None = None) -> O
     return {**found, **(own or {})}
 
 
+def inference_options(device: Any) -> Options:
+    """What the compiler is told of a program that only answers: the rest is of training alone.
+
+    The rows of accelerators were estimated for steps of training, and cost time to compile.
+
+    Args:
+        device: one that the program is compiled for.
+    """
+    return options(device) if device.platform == "cpu" else {}
+
+
 def check(own: Mapping[str, bool | int | str]) -> None:
     """Refuses options that are denied.
 

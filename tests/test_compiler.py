@@ -5,7 +5,7 @@ import types
 import pytest
 
 from astrollava_jax import compiler
-from astrollava_jax.compiler import check, options
+from astrollava_jax.compiler import check, inference_options, options
 
 HARMFUL = "xla_tpu_enable_sparse_core_collective_offload_all_reduce"
 WINDOWED = "xla_jf_spmd_threshold_for_windowed_einsum_mib"
@@ -23,6 +23,12 @@ def test_each_kind_of_device_has_its_options_and_an_unknown_one_has_none():
     assert options(device("gpu", "NVIDIA H200"))["xla_gpu_enable_latency_hiding_scheduler"] is True
     assert "xla_disable_hlo_passes" in options(device("cpu", "cpu"))
     assert options(device("tpu", "TPU v9")) == {}
+
+
+def test_what_was_estimated_for_training_is_not_told_where_nothing_trains():
+    for accelerator in (device("tpu", "TPU v6 lite"), device("gpu", "NVIDIA H200")):
+        assert inference_options(accelerator) == {}
+    assert inference_options(device("cpu", "cpu")) == options(device("cpu", "cpu")) != {}
 
 
 def test_a_runs_own_options_replace_those_of_the_table():

@@ -36,7 +36,7 @@ MAX_POSITIONS = 16_384
 def _compiled(function: Callable[..., Array], *static: str) -> Callable[..., Array]:
     """The function under `jax.jit`: made when it is used, for it asks which back end there is."""
     names = ("graphdef", "dtype", *static)
-    told = compiler.options(jax.local_devices()[0])
+    told = compiler.inference_options(jax.local_devices()[0])
     return jax.jit(function, static_argnames=names, compiler_options=told)
 
 

@@ -19,6 +19,9 @@ Kernel = Literal["xla", "splash", "cudnn", "interpreted"]
 Choice = Literal["auto", "xla", "splash", "cudnn"]
 """What a run may say; `auto` is the kernel of the device, or XLA where that cannot do it."""
 
+CUDNN_SINCE = (8, 0)
+"""The compute capability, that of Ampere, which flash attention by cuDNN needs."""
+
 
 def attention_mask(
     segment_ids: Int[Array, "B T"], *, causal: bool, window: int | None = None
@@ -183,7 +186,25 @@ def native(device: Any) -> Kernel:
     """The kernel that is made for a device, which need not be there."""
     if device.platform == "tpu":
         return "splash"
-    return "cudnn" if device.platform == "gpu" and "NVIDIA" in device.device_kind else "xla"
+    return "cudnn" if _is_nvidia(device) and _too_old(device) is None else "xla"
+
+
+def _is_nvidia(device: Any) -> bool:
+    return device.platform == "gpu" and "NVIDIA" in device.device_kind
+
+
+def _too_old(device: Any) -> str | None:
+    """What to tell of a GPU that cuDNN's flash attention is not made for."""
+    capability = getattr(device, "compute_capability", None)
+    if not _is_nvidia(device) or capability is None:
+        return None
+    if tuple(int(part) for part in capability.split(".")) >= CUDNN_SINCE:
+        return None
+    least = ".".join(str(part) for part in CUDNN_SINCE)
+    return (
+        f"attention is computed by XLA, for cudnn needs a compute capability of at "
+        f"least {least}: {device.device_kind} has {capability}"
+    )
 
 
 def choose(wanted: Choice, device: Any, q: Any, softcap: float | None) -> tuple[Kernel, str | None]:
@@ -206,7 +227,7 @@ def choose(wanted: Choice, device: Any, q: Any, softcap: float | None) -> tuple[
         return "xla", None
     missing = KERNELS[own].lacks(q, softcap)
     if missing is None:
-        return own, None
+        return own, _too_old(device)
     if named:
         raise ValueError(f"attention: {own} cannot do this: {missing}; change that, or say auto")
     return "xla", f"attention is computed by XLA, for {own} cannot do it: {missing}"

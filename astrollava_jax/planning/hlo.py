@@ -154,7 +154,12 @@ def _hidden(bodies: Computations) -> Iterator[str]:
 
 
 def results(instruction: Instruction) -> Shapes:
-    """What a collective gives: the start of one that is awaited elsewhere gives its input too."""
+    """What a collective gives: the start of one that is awaited elsewhere may give its input too.
+
+    That of a reduction gives its results alone, however many they are.
+    """
+    if instruction.opcode == "all-reduce-start":
+        return instruction.shapes
     shapes = tuple(shape for shape in instruction.shapes if shape[1])
     if instruction.opcode.endswith("-start") and len(shapes) > 1:
         return shapes[len(shapes) // 2 :]

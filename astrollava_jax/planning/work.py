@@ -8,6 +8,12 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+_CUDNN = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 5}
+"""Attention by cuDNN -> its products of all queries with all keys: the backward pass makes the
+scores again, and from them what belongs to the weights, to q, k and v."""
+_HEADS_FIRST = 1
+"""The layout `[B, N, T, H]` of its queries and keys; 0 is `[B, T, N, H]`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Executed:
@@ -39,6 +45,11 @@ def _of(equation: Any, inexact: set[str]) -> int:
         kernel, numbers = equation.invars[1].aval.shape, params["dimension_numbers"]
         outputs = kernel[numbers.rhs_spec[0]]
         return 2 * _size(equation.outvars[0]) * math.prod(kernel) // outputs
+    if name in _CUDNN:
+        queries, keys = (variable.aval.shape for variable in equation.invars[:2])
+        length = keys[2 if params["layout"] == _HEADS_FIRST else 1]
+        inexact.add("attention by cuDNN: all pairs, those passed over too")
+        return _CUDNN[name] * 2 * math.prod(queries) * length
     if name == "pallas_call" and params.get("cost_estimate") is not None:
         return int(params["cost_estimate"].flops)
     inner = [_count(jaxpr, inexact) for jaxpr in _inside(params)]

@@ -11,6 +11,22 @@ from astrollava_jax.planning.topologies import Topology
 from astrollava_jax.run.plan import Machine, Planned
 
 
+def told(console: Console, planned: Planned) -> dict[str, Any]:
+    """Prints the modelled time of a step, or why there is none, and gives the same for JSON.
+
+    Nothing of a step that does not fit.
+    """
+    try:
+        found = estimated(planned)
+    except ValueError as error:  # all else that is known of the step was dearly compiled
+        console.print(f"\nno ESTIMATE: {error}")
+        return {"estimate": None, "estimate_refused": str(error)}
+    if found is None:
+        return {}
+    show(console, *found)
+    return {"estimate": facts(*found)}
+
+
 def estimated(planned: Planned) -> tuple[Modelled, Estimate] | None:
     """The modelled step and what it means for the run; None for a step that does not fit.
 
@@ -25,7 +41,7 @@ def estimated(planned: Planned) -> tuple[Modelled, Estimate] | None:
         step,
         useful_flops=planned.useful,
         samples=planned.rows.samples,
-        steps=planned.run.steps,
+        steps=planned.steps,
         chips=topology.chips,
         chip=topology.chip,
     )

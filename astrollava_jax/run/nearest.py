@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
+
 from astrollava_jax.models.quantize import FORMS
 from astrollava_jax.run.config import RunConfig
 from astrollava_jax.run.plan import Planned
@@ -18,8 +20,8 @@ SMALLER = ("float32", "bfloat16", *FORMS)
 WAYS = (2, 4, 8)
 """Chips that share a tensor, in settings that are tried."""
 
-Change = tuple[str, Callable[[RunConfig], RunConfig]]
-"""What to say on the command line, and what it makes of a run."""
+Change = tuple[str, str, Callable[[RunConfig], RunConfig]]
+"""An option of the command line, its value, and what it makes of a run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,63 +42,76 @@ def nearest(
 ) -> Iterator[Try]:
     """Tries settings in the order of least harm until one fits, which is then the last.
 
-    First fewer rows at a time, which changes no number; then less that is kept for the backward
-    pass, which costs time; then smaller copies of what is frozen, which costs precision; then other
-    axes of the mesh. A kind of change keeps the farthest of the kinds before it.
+    First fewer rows at a time, by halving, which changes no number; then less that is kept for the
+    backward pass, which costs time; then nothing held twice, which costs exchange; then smaller
+    copies of what is frozen, which costs precision; then more chips that share a tensor. A kind of
+    change keeps the farthest of the kinds before it.
 
     Args:
         first: what does not fit.
         compile_step: compiles a run for the same machine.
         rows: the option that says how many rows a chip computes at a time.
     """
-    run, words = first.run, ""
-    for changes in (_fewer_rows(first, rows), _remat(first), _frozen(first), _axes(first)):
-        farthest = run, words
-        for said, change in changes:
-            changed, told = change(run), f"{words} {said}".strip()
+    run, options = first.run, {}
+    kinds = _fewer_rows(first, rows), _remat(first), _sharded(first), _frozen(first), _axes(first)
+    for changes in kinds:
+        farthest = run, options
+        for option, value, change in changes:
+            others = {name: given for name, given in options.items() if name != option}
+            changed, given = change(run), {**others, option: value}
+            told = " ".join(" ".join(pair) for pair in given.items())
             try:
                 planned = compile_step(changed)
             except ValueError as error:  # nothing frozen to store, or axes that divide nothing
                 yield Try(told, None, str(error))
                 continue
+            except (NotImplementedError, jax.errors.JaxRuntimeError) as error:  # the compiler's own
+                yield Try(told, None, (str(error).splitlines() or [repr(error)])[0])
+                continue
             yield Try(told, planned)
             if planned.fits:
                 return
-            farthest = changed, told
-        run, words = farthest
+            farthest = changed, given
+        run, options = farthest
 
 
 def _fewer_rows(first: Planned, option: str) -> Sequence[Change]:
     number, found = first.rows_per_chip, []
     while number > 1:
         number //= 2
-        found.append((f"{option} {number}", _with(batch={"rows_per_device": number})))
+        found.append((option, str(number), _with(batch={"rows_per_device": number})))
     return found
 
 
 def _remat(first: Planned) -> Sequence[Change]:
-    return [(f"--remat {kind}", _with(remat=kind)) for kind in _after(LESS_KEPT, first.run.remat)]
+    return [("--remat", kind, _with(remat=kind)) for kind in _after(LESS_KEPT, first.run.remat)]
+
+
+def _sharded(first: Planned) -> Sequence[Change]:
+    mesh = first.mesh
+    copies = first.held["frozen weights"] and first.frozen == "replicated" and mesh["fsdp"] > 1
+    if mesh["data"] == 1 and not copies:
+        return []
+    return [_mesh(len(first.machine.devices), mesh["tensor"])]
 
 
 def _frozen(first: Planned) -> Sequence[Change]:
     if not first.held["frozen weights"]:
         return []
     forms = _after(SMALLER, first.run.precision.frozen)
-    return [(f"--precision.frozen {form}", _with(precision={"frozen": form})) for form in forms]
+    return [("--precision.frozen", form, _with(precision={"frozen": form})) for form in forms]
 
 
 def _axes(first: Planned) -> Sequence[Change]:
-    chips, mesh = len(first.machine.devices), first.mesh
-    ways = [n for n in (1, *WAYS) if chips % n == 0 and n <= chips]
-    axes = [
-        MeshConfig(data=1, fsdp=chips // tensor, tensor=tensor)
-        for tensor in ways
-        if tensor > mesh["tensor"] or (tensor == mesh["tensor"] and mesh["data"] > 1)
-    ]
-    return [
-        (f"--mesh '{{data: 1, fsdp: {one.fsdp}, tensor: {one.tensor}}}'", _with(mesh=one))
-        for one in axes
-    ]
+    chips, now = len(first.machine.devices), first.mesh["tensor"]
+    return [_mesh(chips, tensor) for tensor in WAYS if tensor > now and chips % tensor == 0]
+
+
+def _mesh(chips: int, tensor: int) -> Change:
+    """Each chip of those that share no tensor holds its own part of all weights."""
+    one = MeshConfig(data=1, fsdp=chips // tensor, tensor=tensor, frozen="sharded")
+    value = f"'{{data: 1, fsdp: {one.fsdp}, tensor: {tensor}, frozen: sharded}}'"
+    return "--mesh", value, _with(mesh=one)
 
 
 def _after(order: Sequence[str], now: str) -> Sequence[str]:

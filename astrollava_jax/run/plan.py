@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from astrollava_jax.meshing import Frozen
 from astrollava_jax.planning.hlo import Collective
 from astrollava_jax.planning.program import DoesNotFit, Memory, bytes_per_chip, compile_program
 from astrollava_jax.planning.topologies import Topology, topology
@@ -41,7 +42,11 @@ class Planned:
     run: RunConfig
     machine: Machine
     mesh: dict[str, int]
+    frozen: Frozen
+    """Whether every chip of fsdp has all frozen weights, or a slice."""
     rows: Rows
+    steps: int | None
+    """Of the run; None where they are not known, or are those of another batch."""
     micro_batches: int
     held: dict[str, int]
     """What its arguments hold, by class, in bytes of one chip."""
@@ -128,7 +133,9 @@ def plan(run: RunConfig, where: Machine, outline: Outline, *, throughput: bool =
         run=run,
         machine=where,
         mesh=dict(mesh.shape),
+        frozen=choice.frozen,
         rows=rows,
+        steps=None if throughput else run.steps,
         micro_batches=stage.micro_batches,
         held={
             "frozen weights": bytes_per_chip(frozen),

@@ -55,11 +55,9 @@ def facts(planned: Planned) -> dict[str, Any]:
     }
 
 
-def as_json(planned: Planned, tries: Sequence[Try], estimate: dict[str, Any] | None = None) -> str:
-    """What was planned, its modelled time, and what was tried where it does not fit."""
-    tree = facts(planned)
-    if estimate is not None:
-        tree |= {"estimate": estimate}
+def as_json(planned: Planned, tries: Sequence[Try], modelled: dict[str, Any]) -> str:
+    """What was planned, what was modelled of it, and what was tried where it does not fit."""
+    tree = facts(planned) | modelled
     if tries:
         found = [_tried(one) for one in tries]
         fitting = tries[-1].said if _fits(tries[-1]) else None

@@ -1,6 +1,7 @@
 """The shape of the model that a run begins from: no weights are looked at."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from astrollava_jax import files
 from astrollava_jax.config import ConfigError, load
@@ -10,7 +11,9 @@ from astrollava_jax.weights.outline import Outline, joined, outline
 from astrollava_jax.weights.resize import resized_config
 
 
-def planned_model(init: InitConfig, folder: str, shape: str | None = None) -> Outline:
+def planned_model(
+    init: InitConfig, folder: str, shape: str | None = None, later: Sequence[str] = ()
+) -> Outline:
     """The shape of a run's model, from its config files or from the table of published shapes.
 
     Args:
@@ -18,18 +21,26 @@ def planned_model(init: InitConfig, folder: str, shape: str | None = None) -> Ou
         folder: that of the run's file. A run that has not been begun is looked for among the files
             there: the one whose `out` it is says what it will be.
         shape: a published name, or a directory, in place of the models that the run names.
+        later: files of runs that begin from this one, the last of them first.
 
     Raises:
-        FileNotFoundError, ValueError: if it is neither here nor known; says what is.
+        FileNotFoundError, ValueError: if it is neither here nor known, or the runs begin from one
+            another in a circle; says what is.
     """
     run = directory.run_folder(init.model)
     if shape is not None:
         found = outline(shape)
     elif run is not None:
-        found = planned_model(directory.original_init(run[0]), folder)
+        found = planned_model(directory.original_init(run[0]), folder, later=later)
     elif init.model is not None and (made := _to_be_made(init.model, folder)) is not None:
         file, before = made
-        found = planned_model(before, folder)
+        if file in later:
+            circle = [*later[later.index(file) :], file]
+            raise ValueError(
+                "init.model goes round in a circle, of runs that have not been begun: "
+                f"{' begins from '.join(circle)}; one of them must begin from a model"
+            )
+        found = planned_model(before, folder, later=(*later, file))
         note = f"{init.model} is not here: the model of {file}, which will make it, is taken"
         found = dataclasses.replace(found, notes=(note, *found.notes))
     elif init.model is not None:

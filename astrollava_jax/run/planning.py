@@ -57,17 +57,15 @@ def show_plan(
     console = Console(soft_wrap=True, markup=False, highlight=False, quiet=as_json)
     planned = compile_step(run)
     plan_report.show(console, planned)
-    modelled = estimate.estimated(planned) if with_estimate else None
-    if modelled is not None:
-        estimate.show(console, *modelled)
+    modelled = estimate.told(console, planned) if with_estimate else {}
     tries: list[Try] = []
     if not planned.fits:
-        console.print("\ntrying what may fit, the least harmful first:")
+        console.print("\ntrying what may fit, the least harmful first; rows by halving:")
         option = "--rows-per-chip" if throughput else "--batch.rows_per_device"
         for one in nearest(planned, compile_step, option):
             tries.append(one)
             plan_report.show_try(console, one)
         plan_report.show_nearest(console, tries)
     if as_json:
-        print(plan_report.as_json(planned, tries, modelled and estimate.facts(*modelled)))
+        print(plan_report.as_json(planned, tries, modelled))
     return planned.fits

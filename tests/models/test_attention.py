@@ -172,8 +172,8 @@ def test_splash_on_a_tpu_and_its_gradients_are_those_of_the_einsum(case):
     compared_on_its_device("splash", **CASES[case])
 
 
-def device(platform: str, kind: str = "some device"):
-    return types.SimpleNamespace(platform=platform, device_kind=kind)
+def device(platform: str, kind: str = "some device", **more: str):
+    return types.SimpleNamespace(platform=platform, device_kind=kind, **more)
 
 
 def queries(length: int = 2048, head_dim: int = 128, dtype: str = "bfloat16"):
@@ -212,6 +212,22 @@ def test_what_a_kernel_cannot_do_is_done_by_xla_with_a_note_or_refused(own, aske
         q = jnp.zeros((1, *asked.shape[1:]), asked.dtype)
         attention(q, q, q, softcap=softcap, kernel=native(own))
     assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("capability", "kernel"),
+    [("7.0", "xla"), ("7.5", "xla"), ("8.0", "cudnn"), ("9.0", "cudnn"), ("10.0", "cudnn")],
+)
+def test_an_nvidia_gpu_too_old_for_cudnn_has_xla_with_a_note(capability, kernel):
+    own = device("gpu", "NVIDIA T4", compute_capability=capability)
+    assert native(own) == kernel
+    found, note = choose("auto", own, queries(), None)
+    assert found == kernel and (note is None) == (kernel == "cudnn")
+    assert choose("xla", own, queries(), None) == ("xla", None)
+    if note is not None:
+        assert f"needs a compute capability of at least 8.0: NVIDIA T4 has {capability}" in note
+        with pytest.raises(ValueError, match="cudnn does not run on NVIDIA T4; say auto"):
+            choose("cudnn", own, queries(), None)
 
 
 def test_a_kernel_of_another_device_is_refused():

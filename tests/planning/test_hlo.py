@@ -56,6 +56,8 @@ backend_config={"known_trip_count":{"n":"32"}}
   %await = bf16[8,4]{1,0} collective-permute-done(%start)
   %other = (bf16[2,4]{1,0}, bf16[2,4]{1,0}, u32[], u32[]) collective-permute-start(%a), channel_id=4
   %again = bf16[2,4]{1,0} collective-permute-done(%other)
+  %both = (bf16[8,4]{1,0}, f32[16]{0}, f32[]) all-reduce-start(%a, %b, %c), channel_id=7
+  %reduced = (bf16[8,4]{1,0}, f32[16]{0}, f32[]) all-reduce-done(%both)
   ROOT %sum = f32[] all-reduce(%a), channel_id=5, frontend_attributes={its_own={
 "words": "{}"
 }}, metadata={op_name="jit(step)/reduce_sum"}
@@ -70,9 +72,10 @@ def test_a_gather_in_a_loop_counts_its_rounds_and_stands_once_however_it_is_hidd
         ("reduce-scatter", 32, 2 * 4 * 2, ""),
         ("collective-permute", 1, 8 * 4 * 2, ""),
         ("collective-permute", 1, 2 * 4 * 2, ""),
+        ("all-reduce", 1, 8 * 4 * 2 + 16 * 4 + 4, ""),
         ("all-reduce", 1, 4, "jit(step)/reduce_sum"),
     }
-    assert len(collectives(TPU)) == 5
+    assert len(collectives(TPU)) == 6
 
 
 def test_a_program_of_xla():

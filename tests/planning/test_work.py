@@ -1,8 +1,12 @@
 """FLOPs of a traced function, against counts by hand."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental import pallas as pl
 from jax.sharding import Mesh, PartitionSpec
 
@@ -87,6 +91,29 @@ def test_a_kernel_counts_all_of_its_tiles_and_is_told_to_do_so():
     found = executed(jax.make_jaxpr(function)(X))
     assert found.flops == 2 * 3 * 2 * A * B * A
     assert found.inexact == ("mine: all tiles, those passed over too",)
+
+
+@pytest.mark.parametrize("layout", ["BTNH", "BNTH"])
+def test_attention_by_cudnn_counts_all_pairs_and_is_told_to_do_so(layout, monkeypatch):
+    """Traced as where cuDNN is: two products forward, and five back."""
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91_000)
+    rows, queries, keys, heads, size = 2, 64, 128, 4, 8
+
+    def noise(length, heads):
+        ordered = {"B": rows, "T": length, "N": heads, "H": size}
+        return jnp.ones([ordered[axis] for axis in layout], jnp.bfloat16)
+
+    def gathered(q, k, v):
+        how = {"mask_type": fused_attention_stablehlo.MaskType.NO_MASK, "qkv_layout": layout}
+        found: Any = fused_attention_stablehlo.dot_product_attention(q, k, v, **how)
+        return jnp.sum(found.astype(jnp.float32))
+
+    arrays = noise(queries, heads), noise(keys, heads // 2), noise(keys, heads // 2)
+    one = 2 * rows * heads * queries * keys * size
+    for function, products in ((gathered, 2), (jax.grad(gathered), 2 + 5)):
+        found = executed(jax.make_jaxpr(function)(*arrays))
+        assert found.flops == products * one
+        assert found.inexact == ("attention by cuDNN: all pairs, those passed over too",)
 
 
 def test_of_a_loop_of_unknown_length_one_round_counts():

@@ -29,6 +29,7 @@ from astrollava_jax.run.plan import Machine, Planned, plan
 from astrollava_jax.run.planned_model import planned_model
 from astrollava_jax.run.planned_rows import planned_rows
 from astrollava_jax.run.records import training_data
+from astrollava_jax.sharding import MeshConfig
 from astrollava_jax.weights.outline import outline
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -102,8 +103,7 @@ def test_a_modelled_time_is_told_with_what_it_is_worth(planned, capsys):
     """The kept program of four chips, as if the compiler had made it of this step."""
     four = topology("v5e-4")
     machine = Machine("v5e-4", jax.devices(), four.chip.hbm_bytes, four)
-    run = dataclasses.replace(planned.run, steps=3600)
-    planned = dataclasses.replace(planned, text=FSDP, machine=machine, useful=1e9, run=run)
+    planned = dataclasses.replace(planned, text=FSDP, machine=machine, useful=1e9, steps=3600)
     step, found = estimate.estimated(planned)
     assert step == modelled(FSDP, four.chip, ring_of(four))
     assert found.samples_per_second == planned.rows.samples / step.seconds
@@ -118,9 +118,41 @@ def test_a_modelled_time_is_told_with_what_it_is_worth(planned, capsys):
     assert "modelled, not measured: 11% to 23% too pessimistic" in said
     assert f"step {step.seconds * 1e3:.1f} ms: compute " in said and "for the run's steps" in said
 
+    unknown = estimate.estimated(dataclasses.replace(planned, steps=None))
+    assert unknown is not None and unknown[1].hours is None
     impossible = dataclasses.replace(planned, useful=1e30)
     with pytest.raises(ValueError, match="use no figure of this model"):
         estimate.estimated(impossible)
+
+
+def test_steps_of_another_batch_than_the_runs_make_no_hours_of_it(planned, folder, monkeypatch):
+    def refuse(*_):
+        raise DoesNotFit(2 << 30, 1 << 30)
+
+    assert planned.steps == planned.run.steps == 1
+    monkeypatch.setattr("astrollava_jax.run.plan.compile_program", refuse)
+    batch = dataclasses.replace(planned.run.batch, rows_per_device=1)
+    run = dataclasses.replace(planned.run, batch=batch)
+    found = plan(run, planned.machine, outline(str(folder / "hf")), throughput=True)
+    assert found.steps is None and found.rows.count < planned.rows.count
+
+
+def test_a_model_that_leaves_too_much_out_costs_its_figures_and_nothing_else(
+    folder, planned, capsys, monkeypatch
+):
+    four = topology("v5e-4")
+    machine = Machine("v5e-4", jax.devices(), 1 << 40, four)
+    impossible = dataclasses.replace(planned, text=FSDP, machine=machine, useful=1e30)
+    monkeypatch.setattr(planning, "machine", lambda name: machine)
+    monkeypatch.setattr(planning, "plan", lambda *_, **__: impossible)
+    argv = ["plan", str(folder / "run.yaml"), "--topology", "local", "--estimate"]
+    assert main([*argv, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["fits"] and said["needed_bytes"] == planned.needed and said["estimate"] is None
+    assert "use no figure of this model" in said["estimate_refused"]
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+    assert "no ESTIMATE: 1e+30 useful FLOPs do not fit" in said and "fits: peak" in said
 
 
 def test_only_machines_of_the_table_are_modelled(folder, capsys):
@@ -158,7 +190,7 @@ def test_a_setting_that_does_not_fit_is_code_3_with_the_nearest_that_does(folder
         main(argv)
     assert ended.value.code == 3
     said = capsys.readouterr().out
-    assert "DOES NOT FIT: needs 2.00 GiB" in said
+    assert "DOES NOT FIT: needs 2.00 GiB" in said and "rows by halving" in said
     assert "the nearest setting that fits: --batch.rows_per_device 2" in said
     assert main([*argv, "--batch.rows_per_device", "2"]) == 0
 
@@ -194,26 +226,46 @@ def test_what_is_printed_of_a_step_of_this_machine(folder, capsys):
 
 
 def test_settings_are_tried_in_the_order_of_least_harm(planned):
-    """A stand-in for the compiler, to which nothing fits but four ways of a tensor."""
+    """A stand-in for the compiler, to which nothing fits but eight ways of a tensor."""
     tried = []
 
     def compile_step(run: RunConfig) -> Planned:
         tried.append(run)
-        return changed(planned, run, fits=run.mesh.tensor == 4)
+        return changed(planned, run, fits=run.mesh.tensor == 8)
 
     run = dataclasses.replace(planned.run, remat="none")
-    found = list(nearest(changed(planned, run, fits=False), compile_step))
+    first = changed(planned, run, fits=False)
+    first = dataclasses.replace(first, mesh={"data": 2, "fsdp": 2, "tensor": 2})
+    found = list(nearest(first, compile_step))
     assert [one.said.split("--")[-1] for one in found] == [
         "batch.rows_per_device 4", "batch.rows_per_device 2", "batch.rows_per_device 1",
         "remat dots", "remat attention", "remat full", "remat offload",
+        "mesh '{data: 1, fsdp: 4, tensor: 2, frozen: sharded}'",
         "precision.frozen int8", "precision.frozen nf4",
-        "mesh '{data: 1, fsdp: 2, tensor: 4}'",
+        "mesh '{data: 1, fsdp: 2, tensor: 4, frozen: sharded}'",
+        "mesh '{data: 1, fsdp: 1, tensor: 8, frozen: sharded}'",
     ]  # fmt: skip
     last = tried[-1]
     assert (last.batch.rows_per_device, last.remat, last.precision.frozen) == (1, "offload", "nf4")
-    assert (
-        "--batch.rows_per_device 1 --remat offload --precision.frozen nf4 --mesh" in found[-1].said
+    assert last.mesh == MeshConfig(data=1, fsdp=1, tensor=8, frozen="sharded")
+    assert found[-1].said == (
+        "--batch.rows_per_device 1 --remat offload --precision.frozen nf4 "
+        "--mesh '{data: 1, fsdp: 1, tensor: 8, frozen: sharded}'"
     )
+
+
+def test_frozen_weights_are_sharded_before_they_lose_precision_unless_they_are(planned):
+    run = dataclasses.replace(planned.run, remat="offload")
+    mesh = "--mesh '{data: 1, fsdp: 4, tensor: 2, frozen: sharded}'"
+
+    def said(**known) -> list[str]:
+        """What is tried where nothing fits, and one row is computed at a time already."""
+        first = dataclasses.replace(changed(planned, run, fits=False), micro_batches=8, **known)
+        return [one.said for one in nearest(first, lambda run: changed(planned, run, fits=False))]
+
+    assert planned.frozen == "sharded" and mesh not in said()
+    assert said(frozen="replicated")[:2] == [mesh, f"{mesh} --precision.frozen int8"]
+    assert mesh not in said(frozen="replicated", held={**planned.held, "frozen weights": 0})
 
 
 def test_a_setting_that_cannot_be_is_told_and_passed_over(planned):
@@ -227,6 +279,22 @@ def test_a_setting_that_cannot_be_is_told_and_passed_over(planned):
     int8, nf4 = nearest(first, compile_step)
     assert (int8.planned, int8.why) == (None, "nothing to store")
     assert nf4.said == "--precision.frozen nf4"
+
+
+def test_a_try_on_which_the_compiler_breaks_down_costs_no_other(planned):
+    errors = iter([jax.errors.JaxRuntimeError("INTERNAL: Mosaic failed\nat 0x1\nat 0x2"),
+                   NotImplementedError()])  # fmt: skip
+
+    def compile_step(run: RunConfig) -> Planned:
+        if error := next(errors, None):
+            raise error
+        return changed(planned, run, fits=True)
+
+    *broken, last = nearest(changed(planned, planned.run, fits=False), compile_step)
+    assert [(one.planned, one.why) for one in broken] == [
+        (None, "INTERNAL: Mosaic failed"), (None, "NotImplementedError()"),
+    ]  # fmt: skip
+    assert last.said == "--batch.rows_per_device 1" and last.planned is not None
 
 
 def test_fewer_rows_are_told_as_they_were_asked_for(planned):
@@ -277,6 +345,23 @@ def test_a_run_that_is_to_begin_from_one_that_is_not_there_yet(folder):
     sized = dataclasses.replace(init, image_size=42)
     assert planned_model(sized, str(folder)).config.vision.image_size == 42
     assert planned_model(init, str(folder), "llava-1.5-7b").config.llm.num_layers == 32
+
+
+def test_runs_that_begin_from_one_another_are_a_mistake_that_names_them(folder, tmp_path):
+    a, b = tmp_path / "a.yaml", tmp_path / "b.yaml"
+
+    def write(file: Path, out: str, model: str) -> None:
+        text = RUN.replace("{folder}/run", str(tmp_path / out))
+        text = text.replace("{folder}/hf", str(tmp_path / model))
+        file.write_text(text.format(folder=folder))
+
+    write(a, "one", "one")
+    with pytest.raises(ValueError, match=f"in a circle.*: {a} begins from {a}; one of them must"):
+        planned_model(InitConfig(model=str(tmp_path / "one")), str(tmp_path))
+    write(a, "one", "two")
+    write(b, "two", "one")
+    with pytest.raises(ValueError, match=f": {b} begins from {a} begins from {b};"):
+        planned_model(InitConfig(model=str(tmp_path / "two")), str(tmp_path))
 
 
 def test_mistakes_are_told_in_a_line(folder, capsys, monkeypatch):
