@@ -107,7 +107,7 @@ def plain(setting: Setting) -> Setting | None:
 
 def sweep(
     settings: Iterable[Setting],
-    compile: Callable[[Setting], Compiled],
+    compile_step: Callable[[Setting], Compiled],
     *,
     length: int,
     chip: Chip,
@@ -120,16 +120,16 @@ def sweep(
 
     Args:
         settings: to try.
-        compile: what the compiler makes of one; it says itself what does not fit or compile.
+        compile_step: what the compiler makes of one; it says itself what does not fit or compile.
         length: positions of a row.
         chip: what runs it.
         ring: see `modelled`.
     """
-    compiled = {setting: compile(setting) for setting in dict.fromkeys(settings)}
+    compiled = {setting: compile_step(setting) for setting in dict.fromkeys(settings)}
     for setting, made in list(compiled.items()):
         base = plain(setting)
         if made.fits and base is not None and base not in compiled:
-            compiled[base] = compile(base)
+            compiled[base] = compile_step(base)
     steps = {setting: _step(made, chip, ring) for setting, made in compiled.items()}
     per_token = {
         setting: None if step is None else step.seconds / (setting.rows_per_chip * length)

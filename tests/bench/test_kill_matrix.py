@@ -14,7 +14,11 @@ def matrix(tmp_path_factory) -> Matrix:
     return Matrix(str(tmp_path_factory.mktemp("matrix")))
 
 
-@pytest.mark.parametrize("case", [Case("mid-save", 1, "full"), Case("SIGKILL", 2, "lora")], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [Case("mid-save", 1, "full"), pytest.param(Case("SIGKILL", 2, "lora"), marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_a_killed_run_goes_on_as_if_nothing_had_been(case, matrix):
     found = matrix.run(case)
     assert found.faults == []

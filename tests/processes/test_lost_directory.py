@@ -8,7 +8,7 @@ from astrollava_jax.cli.main import MISTAKE
 from astrollava_jax.run import held
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_all_processes_say_that_their_directory_is_gone(count, tiny, tmp_path):
     out = tmp_path / "run"
     long = {"steps": 2_000, "evaluate": "null"}

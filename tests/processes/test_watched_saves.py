@@ -27,7 +27,11 @@ def test_a_slow_disk_of_one_process_is_no_hang_of_those_who_wait_for_it(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("storage", "what"), [("stops", "the process is stopped"), ("is_stuck", "in is_stuck")]
+    ("storage", "what"),
+    [
+        pytest.param("stops", "the process is stopped", marks=pytest.mark.slow),
+        ("is_stuck", "in is_stuck"),
+    ],
 )
 def test_a_process_that_ends_no_save_ends_all_within_the_bound(storage, what, tmp_path):
     found = ended(tmp_path, storage)

@@ -60,6 +60,7 @@ def test_no_save_compiles_anything_not_even_the_first(start, compiled_by_saves):
     assert start() == (COMPLETE, out) and compiled_by_saves == [0]
 
 
+@pytest.mark.slow
 def test_what_stays_for_its_age_is_whole_and_can_be_gone_on_from(start, monkeypatch, capsys):
     clock = iter(range(1000, 2000, 10))
     monkeypatch.setattr(checkpoint, "time", SimpleNamespace(time=lambda: float(next(clock))))
