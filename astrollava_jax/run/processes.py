@@ -217,7 +217,7 @@ def _arguments(stated: dict[str, str]) -> dict[str, Any]:
 
 def _tpu_wanted() -> bool:
     """Whether JAX has not been told to use something else than TPUs, as the quickstart does."""
-    platforms = jax.config.jax_platforms  # pyright: ignore: JAX_PLATFORMS, or what was set since
+    platforms = jax.config.jax_platforms  # pyright: ignore
     return not platforms or "tpu" in platforms
 
 
