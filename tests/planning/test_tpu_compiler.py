@@ -60,13 +60,14 @@ def arrays(said: dict[str, Any], *kinds: str) -> Iterator[tuple[int, ...]]:
 
 @pytest.fixture(scope="module")
 def two_layers(tmp_path_factory) -> dict[str, Any]:
-    """Stage 1 with two layers of full width, a row on each of four chips."""
+    """Stage 1 with two layers of full width, a row on each of four chips, all in slices."""
     folder = tmp_path_factory.mktemp("two_layers")
     tree = dict(MODELS["llava-1.5-7b"])
     tree["text_config"] = {**tree["text_config"], "num_hidden_layers": 2}
     (folder / "config.json").write_text(json.dumps(tree))
     recipe = str(CONFIGS / "stage1_align.yaml")
     argv = [recipe, "--topology", "v5e-4", "--shape", str(folder), "--rows-per-chip", "1"]
+    argv += ["--mesh", "{data: 1, fsdp: 4, frozen: sharded}"]
     return plan(*argv, program=PROGRAM, JAX_OPTIMIZATION_LEVEL="O1")
 
 
