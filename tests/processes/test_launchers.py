@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import jax
 import pytest
 
 from astrollava_jax.bench.processes import environment, free_port
@@ -166,7 +167,7 @@ def test_a_launcher_that_tells_no_meeting_place_is_refused():
 def test_what_is_no_number_of_a_launcher_counts_for_nothing(monkeypatch):
     monkeypatch.setenv("PMI_SIZE", "")
     with processes.joined(10.0):
-        pass
+        assert jax.process_count() == 1
 
 
 def test_a_program_that_wants_no_tpu_waits_for_no_pod(monkeypatch):
@@ -174,4 +175,4 @@ def test_a_program_that_wants_no_tpu_waits_for_no_pod(monkeypatch):
     monkeypatch.setattr(processes.cloud_tpu_init, "running_in_cloud_tpu_vm", True)
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "host0,host1")
     with processes.joined(10.0):
-        pass
+        assert jax.process_count() == 1
