@@ -23,6 +23,8 @@ $(VENV)/installed: setup.py constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[plan]' || \
+	  echo 'libtpu, the compiler for TPUs, is not to be had here: its tests are skipped'
 	touch $@
 
 clean:

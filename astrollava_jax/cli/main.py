@@ -11,7 +11,7 @@ import sys
 import traceback
 from typing import Any
 
-from astrollava_jax.cli import streams, supervisor
+from astrollava_jax.cli import libtpu, streams, supervisor
 
 COMMANDS = {
     "quickstart": "the whole job on a simulated sky, on this machine, in minutes",
@@ -76,6 +76,8 @@ def main(argv: list[str] | None = None) -> int:
         return MISTAKE
     # Only the first word belongs to this parser: `COMMAND --help` is the command's own.
     arguments = parser.parse_args(argv[:1])
+    if typed:
+        libtpu.tell_unless_a_tpu_is_here()
     if typed and arguments.command in GOES_ON:
         supervisor.note_began()
         streams.make_lasting()

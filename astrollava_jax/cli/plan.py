@@ -5,6 +5,7 @@ import importlib.util
 import os
 import sys
 
+from astrollava_jax.cli import libtpu
 from astrollava_jax.cli.train import split_overrides
 
 DOES_NOT_FIT = 3
@@ -20,18 +21,6 @@ Any key of the file can be replaced, as for `train`: --remat dots --mesh.tensor 
 Exit codes: 0 it fits; 3 it was compiled and does not fit, then settings that may are tried, the
 least harmful first; 2 a mistake in what was asked.
 """
-
-COMPILER = {
-    "JAX_PLATFORMS": "cpu",  # no TPU is looked for
-    "TPU_SKIP_MDS_QUERY": "1",  # nor the server that would describe one
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several plans side by side
-    "TPU_LOG_DIR": "disabled",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # any; the topology is given to the compiler itself
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-}
-"""What libtpu must know before it is loaded, so that it compiles without a TPU."""
-
 
 def main(argv: list[str]) -> None:
     """Reads the file and its overrides, and plans."""
@@ -94,5 +83,5 @@ def _prepare_compiler() -> None:
             "libtpu, which holds the compiler for TPUs, is not installed (no TPU is needed): "
             "pip install 'astrollava_jax[plan]'"
         )
-    for name, value in COMPILER.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # no TPU is looked for
+    libtpu.tell()

@@ -9,7 +9,7 @@ import jax
 import pytest
 from stand_in import changed
 
-from astrollava_jax.cli import plan as command
+from astrollava_jax.cli import libtpu
 from astrollava_jax.cli.main import MISTAKE, main
 from astrollava_jax.run import planning
 from astrollava_jax.run.config import RunConfig
@@ -111,7 +111,7 @@ def test_what_is_printed_of_a_step_of_this_machine(folder, capsys):
 def test_mistakes_are_told_in_a_line(folder, capsys, monkeypatch):
     file = str(folder / "run.yaml")
     with monkeypatch.context() as patch:
-        for name in command.COMPILER:
+        for name in (*libtpu.WITHOUT_A_TPU, "JAX_PLATFORMS"):
             patch.setenv(name, "kept")
         patch.setattr(importlib.util, "find_spec", lambda name: None)
         assert main(["plan", file, "--topology", "v5e-4"]) == MISTAKE
