@@ -1,7 +1,8 @@
-"""What libtpu is told where no TPU is: its compiler is wanted there, for `plan`, and nothing else."""
+"""What libtpu is told where no TPU is: all that is wanted of it there is its compiler."""
 
-import glob
 import os
+
+from astrollava_jax import files
 
 WITHOUT_A_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",  # no server that would describe one is looked for
@@ -13,8 +14,8 @@ WITHOUT_A_TPU = {
 }
 """Without these it complains on stderr in each program that asks JAX for its devices."""
 
-CHIPS = ("/dev/accel*", "/dev/vfio/[0-9]*")
-"""As which Linux shows TPUs; some other devices stand in the second place too."""
+CHIPS = (("/dev", r"accel\d+"), ("/dev/vfio", r"\d+"))
+"""Folders and names as which Linux shows TPUs; the second is where some other devices are too."""
 
 
 def tell() -> None:
@@ -25,7 +26,7 @@ def tell() -> None:
 
 def tpu_is_here() -> bool:
     """Whether this machine shows one."""
-    return any(glob.glob(pattern) for pattern in CHIPS)
+    return any(files.is_folder(at) and files.names(at, pattern) for at, pattern in CHIPS)
 
 
 def tell_unless_a_tpu_is_here() -> None:

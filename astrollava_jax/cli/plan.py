@@ -22,6 +22,7 @@ Exit codes: 0 it fits; 3 it was compiled and does not fit, then settings that ma
 least harmful first; 2 a mistake in what was asked.
 """
 
+
 def main(argv: list[str]) -> None:
     """Reads the file and its overrides, and plans."""
     parser = argparse.ArgumentParser(
