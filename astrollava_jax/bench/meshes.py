@@ -19,6 +19,9 @@ from astrollava_jax.bench.processes import Processes
 
 DEVICES, STEPS = 8, 20
 
+SPARE_WORDS = 1
+"""An even number of words, which `tensor` divides."""
+
 ALLOWED = {"float32": 1e-5, "bfloat16": None}
 """Type of the computation -> of a loss, how much it may differ; None where it is only told."""
 
@@ -128,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     chosen = parser.parse_args(argv)
     work, found = files.make_folder(files.absolute(chosen.work)), []
-    small_job.write(work)
+    small_job.write(work, spare_words=SPARE_WORDS)
     for kind in chosen.kinds:
         for compute in ALLOWED:
             expected = losses(work, kind, compute, FIRST)

@@ -53,10 +53,17 @@ optimizer:
 """What trains: the projector; the projector and the decoder; the projector and adapters."""
 
 
-def write(folder: files.Where) -> None:
-    """The sky's records, and the shape of a model whose numbers come from the seed."""
+def write(folder: files.Where, *, spare_words: int = 0) -> None:
+    """The sky's records, and the shape of a model whose numbers come from the seed.
+
+    Args:
+        folder: for both.
+        spare_words: of the model, beyond its tokenizer's, so that a mesh may divide them.
+    """
+    config = _config()
+    config["text_config"]["vocab_size"] += spare_words
     initial = files.join(folder, "initial")
-    files.write_json(files.join(initial, "config.json"), _config())
+    files.write_json(files.join(initial, "config.json"), config)
     processor = json.loads(
         json.dumps(recipe.image_processor()).replace(str(recipe.IMAGE_SIZE), str(IMAGE_SIZE))
     )

@@ -12,7 +12,7 @@ FOUND = Found("full", "float32", "data 8 x fsdp 1", 1e-6, (2.5, 2.5))
 
 @pytest.mark.slow
 def test_two_processes_with_adapters_learn_what_one_does(tmp_path):
-    small_job.write(tmp_path)
+    small_job.write(tmp_path, spare_words=meshes.SPARE_WORDS)
     expected = losses(str(tmp_path), "lora", "float32", meshes.FIRST)
     assert len(expected) == 20 and expected[-1] < expected[0]
     mesh = Mesh({"data": 2, "fsdp": 2, "tensor": 2}, processes=2)
