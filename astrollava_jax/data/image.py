@@ -23,6 +23,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from astrollava_jax.batch import ImageFacts
+from astrollava_jax.data import jpeg
 from astrollava_jax.data.faults import Kind, RecordError
 
 Square = Literal["pad", "crop", "stretch"]
@@ -50,7 +51,6 @@ JPEG_QUALITY = 95
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 _JPEG_START = b"\xff\xd8\xff"
-_SCAN = b"\xff\xda"
 _SIMPLE_COLOURS = ("YCbCr", "Gray")
 _STORED_FORMATS = ("JPEG", "PNG")  # those of TFDS's image feature
 _SIXTEEN_BITS = 65535
@@ -274,11 +274,7 @@ def _format(encoded: bytes) -> str:
 
 
 def _refuse_scans(encoded: bytes) -> None:
-    # Inside a scan these two bytes cannot stand. (`bytes.count` takes four times as long.)
-    content = np.frombuffer(encoded, np.uint8)
-    first, second = _SCAN
-    scans = int(np.count_nonzero((content[:-1] == first) & (content[1:] == second)))
-    if scans > MAX_SCANS:
+    if (scans := jpeg.scans(encoded)) > MAX_SCANS:
         raise ImageError(f"a JPEG of {scans} scans: expected at most {MAX_SCANS}")
 
 

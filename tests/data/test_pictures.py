@@ -42,6 +42,19 @@ def with_chunks(*chunks: bytes) -> bytes:
     return png[:33] + b"".join(chunks) + png[33:]
 
 
+def motion_photo() -> bytes:
+    """As phones make it: a film stands behind the picture, and its bytes look like anything."""
+    film = b"\0\0\0\x18ftypmp42" + b"\xff\xda\0\x08frame" * 1000
+    return encoded(FIRST, "JPEG") + film
+
+
+def with_preview() -> bytes:
+    """A picture whose EXIF holds many marks of scans, in a preview that is decoded by nobody."""
+    exif = Image.Exif()
+    exif[0x927C] = b"\xff\xd8" + b"\xff\xda\0\x08frame" * 1000 + b"\xff\xd9"
+    return encoded(FIRST, "JPEG", exif=exif)
+
+
 def turned() -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 8
@@ -60,6 +73,8 @@ TAKEN = {
     "animated WebP": encoded(FIRST, "WEBP", lossless=True, **more()),
     "animated PNG": encoded(FIRST, "PNG", default_image=False, **more()),
     "MPO": encoded(FIRST, "MPO", **more()),
+    "motion photo": motion_photo(),
+    "a preview in EXIF": with_preview(),
     "TIFF of two pages": encoded(FIRST, "TIFF", **more()),
     "AVIF": encoded(FIRST, "AVIF"),
     "JPEG 2000": encoded(FIRST, "JPEG2000"),
@@ -85,11 +100,11 @@ def test_a_picture_is_what_transformers_makes_of_it(kind):
         assert np.array_equal(np.asarray(decode(TAKEN[kind])), NOISE)
 
 
-def many_scans(mode: str) -> bytes:
+def many_scans(mode: str, between: bytes = b"") -> bytes:
     """A JPEG whose last scan is repeated: each is passed over all its pixels."""
     whole = encoded(FIRST.convert(mode), "JPEG", progressive=True)
     last = whole.rfind(b"\xff\xda")
-    return whole[:last] + whole[last:-2] * 5000 + b"\xff\xd9"
+    return whole[:last] + (between + whole[last:-2]) * 5000 + b"\xff\xd9"
 
 
 def broken_pixels() -> bytes:
@@ -123,6 +138,10 @@ REFUSED = {
         "Too much memory",
     ),
     "scans without end": (many_scans("RGB"), r"50\d\d scans: expected at most 100"),
+    "scans behind what is reserved": (
+        many_scans("RGB", b"\xff\x02\xff\x00"),
+        r"50\d\d scans: expected at most 100",
+    ),
     "scans of four colours": (many_scans("CMYK"), r"50\d\d scans: expected at most 100"),
 }
 
@@ -130,12 +149,12 @@ REFUSED = {
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_is_no_sound_picture_is_refused_soon(kind):
     content, why = REFUSED[kind]
-    begun = time.perf_counter()
+    begun = time.process_time()
     for use in (decode, lambda it: prepare(it, "pad", FACTS), lambda it: fit(it, 28, "pad")):
         with pytest.raises(ImageError, match=why) as error:
             use(content)
         assert error.value.kind == "image" and "0x" not in str(error.value)
-    assert time.perf_counter() - begun < 5
+    assert time.process_time() - begun < 5
 
 
 def test_a_thin_line_is_refused_where_it_cannot_be_made_square():
