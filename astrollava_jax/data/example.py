@@ -136,6 +136,9 @@ def _turns(features: Features, example_id: str) -> tuple[Turn, ...]:
 # Source: https://protobuf.dev/programming-guides/encoding; tensorflow's example.proto.
 
 _OTHER_KINDS = {1: 8, 5: 4}  # fixed-width kinds, in bytes
+_NUMBERS = 2**29  # field numbers are below it
+_SHORT = 5  # most bytes of the number of a field, and of a length
+_OTHER_LISTS = (2, 3)  # of floats and integers, which no feature of ours holds
 
 
 def _write_features(features: Features) -> bytes:
@@ -168,16 +171,25 @@ def _read_features(content: bytes) -> Features:
     found: Features = {}
     for features in _only(1, content, 0, len(content)):
         for entry in _only(1, content, *features):
-            name, values = b"", []
-            for number, start, stop in _fields(content, *entry):
+            name, values = "", []
+            for number, start, stop in _fields(content, *entry, known=(1, 2)):
                 if number == 1:
-                    name += content[start:stop]
+                    name = _name(content, start, stop)
                 elif number == 2:
-                    for lists in _only(1, content, start, stop):
-                        # 2 and 3 hold floats and integers: not ours
-                        values += [content[a:b] for a, b in _only(1, content, *lists)]
-            found[name.decode(errors="replace")] = values
+                    for kind, *lists in _fields(content, start, stop):
+                        if kind == 1:
+                            values += [content[a:b] for a, b in _only(1, content, *lists)]
+                        elif kind in _OTHER_LISTS:  # one of the three is meant: the last
+                            values = []
+            found[name] = values
     return found
+
+
+def _name(content: bytes, start: int, stop: int) -> str:
+    try:
+        return content[start:stop].decode()
+    except UnicodeDecodeError:
+        raise _no_example(f"a feature's name at byte {start} is no UTF-8") from None
 
 
 def _only(wanted: int, content: bytes, start: int, stop: int) -> list[tuple[int, int]]:
@@ -185,46 +197,52 @@ def _only(wanted: int, content: bytes, start: int, stop: int) -> list[tuple[int,
     return [(a, b) for number, a, b in _fields(content, start, stop) if number == wanted]
 
 
-def _fields(content: bytes, position: int, end: int) -> list[tuple[int, int, int]]:
+def _fields(
+    content: bytes, position: int, end: int, known: tuple[int, ...] = ()
+) -> list[tuple[int, int, int]]:
     """Number and place of the fields of a message that hold bytes; others are passed over.
 
-    Nothing is copied: a picture stands some messages deep.
+    Nothing is copied: a picture stands some messages deep. With `known`, others are refused, as
+    readers of maps do not agree on what an entry is that holds more than its key and value.
     """
     found = []
     while position < end:
-        key, position = _read_varint(content, position, end)
+        begun = position
+        key, position = _read_varint(content, position, end, _SHORT)
         number, kind = key >> 3, key & 7
+        if not 0 < number < _NUMBERS or (known and (number not in known or kind != 2)):
+            raise _no_example(f"field {number} of kind {kind} at byte {begun}")
         if kind == 0:
             _, position = _read_varint(content, position, end)
             continue
         if kind == 2:
-            length, position = _read_varint(content, position, end)
+            length, position = _read_varint(content, position, end, _SHORT)
         elif kind in _OTHER_KINDS:
             length = _OTHER_KINDS[kind]
         else:
-            raise _no_example(f"field kind {kind} at byte {position}")
+            raise _no_example(f"field {number} of kind {kind} at byte {begun}")
         if position + length > end:
-            raise _no_example(f"a field of {length} bytes is cut short")
+            raise _no_example(f"a field of {length} bytes at byte {begun} is cut short")
         if kind == 2:
             found.append((number, position, position + length))
         position += length
     return found
 
 
-def _read_varint(content: bytes, position: int, end: int) -> tuple[int, int]:
-    """The number that starts at `position`, and the position after it."""
+def _read_varint(content: bytes, position: int, end: int, most: int = 10) -> tuple[int, int]:
+    """The number of at most `most` bytes that starts at `position`, and the position after it."""
     if position < end and (number := content[position]) < 0x80:  # most are so short
         return number, position + 1
     number = 0
-    for shift in range(0, 70, 7):
+    for shift in range(0, 7 * most, 7):
         if position == end:
-            raise _no_example("it ends inside a number")
+            raise _no_example(f"it ends inside a number, at byte {end}")
         byte = content[position]
         position += 1
         if byte < 0x80:
             return number | byte << shift, position
         number |= (byte & 0x7F) << shift
-    raise _no_example(f"a number of more than ten bytes at {position}")
+    raise _no_example(f"a number of more than {most} bytes, at byte {position - most}")
 
 
 def _no_example(why: str) -> RecordError:
