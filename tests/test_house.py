@@ -20,7 +20,7 @@ DATA_PREP = Path(data_prep.__file__).parent
 ROOT = PACKAGE.parent
 
 GROUND = {"config", "files", "ranges", "locks", "checksums", "batch", "params", "meshing"}
-GROUND |= {"compiler", "sharding", "report"}
+GROUND |= {"chips", "compiler", "sharding", "report"}
 MIDDLE = {"training", "inference", "planning", "quickstart", "bench"}
 
 MAY_IMPORT = {
@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "checksums": {"files"},
     "batch": set(),
     "params": set(),
+    "chips": set(),
     "compiler": set(),
     "config": {"files"},
     "meshing": set(),

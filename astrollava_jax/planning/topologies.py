@@ -8,6 +8,8 @@ import dataclasses
 import difflib
 from typing import Any
 
+from astrollava_jax.chips import PEAK_FLOPS
+
 GIB = 2**30
 
 
@@ -29,11 +31,15 @@ class Chip:
     """What the compiler's estimated cycles are counted by."""
 
 
+def _chip(name: str, gibibytes: float, *others: Any) -> Chip:
+    return Chip(name, int(gibibytes * GIB), PEAK_FLOPS[name], *others)
+
+
 CHIPS = {
-    "v4": Chip("TPU v4", int(30.75 * GIB), 275e12, 1228e9, 50e9, 6, 1.05e9),
-    "v5e": Chip("TPU v5 lite", int(15.75 * GIB), 197e12, 819e9, 50e9, 4, 1.50e9),
-    "v5p": Chip("TPU v5", int(95.74 * GIB), 459e12, 2765e9, 100e9, 6, 1.75e9),
-    "v6e": Chip("TPU v6 lite", int(31.25 * GIB), 918e12, 1640e9, 100e9, 4, 1.75e9),
+    "v4": _chip("TPU v4", 30.75, 1228e9, 50e9, 6, 1.05e9),
+    "v5e": _chip("TPU v5 lite", 15.75, 819e9, 50e9, 4, 1.50e9),
+    "v5p": _chip("TPU v5", 95.74, 2765e9, 100e9, 6, 1.75e9),
+    "v6e": _chip("TPU v6 lite", 31.25, 1640e9, 100e9, 4, 1.75e9),
 }
 
 _OPEN = (False, False, False)

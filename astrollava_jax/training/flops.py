@@ -6,20 +6,8 @@ from typing import Any
 
 import jax
 
+from astrollava_jax.chips import PEAK_FLOPS
 from astrollava_jax.models.llava import LlavaConfig
-
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-}
-"""Dense bf16 FLOP/s of a chip by device kind, from the makers' data sheets."""
-
 
 MATRICES = ("kernel", "lora_a", "lora_b")
 """Last words of the addresses of what activations are multiplied by."""
