@@ -10,6 +10,7 @@ import os
 from typing import Any
 
 PAGE_BYTES = 1024
+"""The side that writes finds out how many there are."""
 
 
 class Page:

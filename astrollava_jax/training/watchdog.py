@@ -21,7 +21,7 @@ from pydantic import Field
 from astrollava_jax import files
 from astrollava_jax.config import config
 
-PAGE, PAGE_BYTES = "ASTROLLAVA_HEARTBEAT", 1024
+PAGE = "ASTROLLAVA_HEARTBEAT"
 """`FD:PID`: the page of memory, and the process that writes it; `cli` sets it."""
 
 Phase = Literal["start", "input", "step", "profile", "checkpoint", "evaluate", "log", "end"]
@@ -130,7 +130,7 @@ class Heart:
             "limit": None if self._phase == "end" else limit,
             "nothing_to_save": self._nothing_to_save(),
         }
-        self._page[:] = json.dumps(facts).encode().ljust(PAGE_BYTES, b"\0")
+        self._page[:] = json.dumps(facts).encode().ljust(len(self._page), b"\0")
 
     def _nothing_to_save(self) -> bool:
         """Whether who is asked to stop may go at once: until a step is done, here or elsewhere."""
@@ -161,7 +161,7 @@ class Heart:
 
 def _page() -> mmap.mmap | None:
     number, _, process = os.environ.get(PAGE, "").partition(":")
-    return mmap.mmap(int(number), PAGE_BYTES) if process == str(os.getpid()) else None
+    return mmap.mmap(int(number), 0) if process == str(os.getpid()) else None
 
 
 def _bytes_moved() -> int:

@@ -22,10 +22,10 @@ def clock(monkeypatch) -> list[float]:
 @pytest.fixture
 def told(monkeypatch):
     """What stands in the page that the parent reads."""
-    page = os.memfd_create("page")
-    os.truncate(page, watchdog.PAGE_BYTES)
+    page, size = os.memfd_create("page"), 1024
+    os.truncate(page, size)
     monkeypatch.setenv(watchdog.PAGE, f"{page}:{os.getpid()}")
-    yield lambda: json.loads(os.pread(page, watchdog.PAGE_BYTES, 0).rstrip(b"\0"))
+    yield lambda: json.loads(os.pread(page, size, 0).rstrip(b"\0"))
     os.close(page)
 
 
