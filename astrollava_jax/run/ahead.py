@@ -75,7 +75,8 @@ def ahead(
         with stage.active():
             return stage.step.lower(*arguments).compile()  # pyright: ignore
 
-    return dataclasses.replace(stage, step=Ahead(compiled, began, tell))
+    step = Ahead(compiled, began, tell)
+    return dataclasses.replace(stage, step=step, start=step.parts)
 
 
 def told(parts: dict[str, float]) -> str:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -68,6 +68,8 @@ class Stage:
     compute: str
     notes: tuple[str, ...]
     """What to tell of how it is computed."""
+    start: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Seconds to the end of the first step, by what was waited for; empty until then."""
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:

@@ -142,7 +142,7 @@ class Job:
             checkpoints=checkpoints,
             work=_utilisation(ready.stage.model, ready.data),
             records=functools.partial(record_names, ready.data),
-            start=getattr(ready.stage.step, "parts", {}),
+            start=ready.stage.start,
             goodput=goodput,
             began=self.began,
             spent=self.heart.spent,
