@@ -2,14 +2,13 @@
 
 import argparse
 
-from astrollava_jax.cli.options import add_base
+from astrollava_jax.cli import options
 
 
 def main(argv: list[str]) -> None:
     """Prints one answer."""
-    parser = argparse.ArgumentParser(
-        prog="astrollava ask",
-        description="One answer on stdout about some pictures, by a model in any layout.",
+    parser = options.parser(
+        "ask", "One answer on stdout about some pictures, by a model in any layout."
     )
     parser.add_argument(
         "model", metavar="MODEL", help="an HF or LLaVA directory, a run, or one of its checkpoints"
@@ -18,7 +17,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--image", action="append", default=[], metavar="FILE", help="a picture; may be repeated"
     )
-    add_base(parser)
+    options.add_base(parser)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--max-new-tokens", type=_count, default=256, metavar="N")
     arguments = parser.parse_args(argv)

@@ -4,6 +4,8 @@ import argparse
 import importlib
 import sys
 
+from astrollava_jax.cli import options
+
 BENCHES = {
     "input": "what reading, decoding and packing take, beside transformers in a DataLoader",
 }
@@ -22,14 +24,8 @@ and named; 2 a mistake in what was asked.
 
 def main(argv: list[str]) -> None:
     """Runs one bench, and leaves with 1 where something is not as it must be."""
-    parser = argparse.ArgumentParser(
-        prog="astrollava bench",
-        description=HELP.format(
-            benches="\n".join(f"  {name:<8}{what}" for name, what in BENCHES.items())
-        ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="astrollava bench NAME ...",
-    )
+    benches = "\n".join(f"  {name:<8}{what}" for name, what in BENCHES.items())
+    parser = options.parser("bench", HELP.format(benches=benches), "NAME ...")
     parser.add_argument("name", choices=BENCHES, help=argparse.SUPPRESS, metavar="NAME")
     # Only the first word belongs to this parser: `NAME --help` is the bench's own.
     name = parser.parse_args(argv[:1]).name

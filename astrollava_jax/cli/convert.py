@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from astrollava_jax.cli.options import add_base
+from astrollava_jax.cli import options
 
 HELP = """\
 Turn a model from one layout into another. SRC is a HF LLaVA directory, an original LLaVA directory,
@@ -25,12 +25,8 @@ must not exist.
 
 def main(argv: list[str]) -> None:
     """Converts."""
-    parser = argparse.ArgumentParser(
-        prog="astrollava convert",
-        description=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="astrollava convert [SRC] DST --layout {hf,llava,orbax,peft} [options]",
-    )
+    usage = "[SRC] DST --layout {hf,llava,orbax,peft} [options]"
+    parser = options.parser("convert", HELP, usage)
     parser.add_argument("paths", nargs="+", metavar="[SRC] DST", help="from where, to where")
     parser.add_argument("--layout", choices=("hf", "llava", "orbax", "peft"), required=True)
     parser.add_argument("--vision", metavar="DIR", help="a vision tower's directory")
@@ -49,7 +45,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--merge", action="store_true", help="write full weights, with LoRA adapters added in"
     )
-    add_base(parser)
+    options.add_base(parser)
     parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="of what is fresh")
     # Options may stand between the two directories.
     arguments = parser.parse_intermixed_args(argv)

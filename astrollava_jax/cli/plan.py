@@ -55,17 +55,11 @@ def main(argv: list[str]) -> None:
     if arguments.topology != "local":
         _prepare_compiler()
 
-    from astrollava_jax.config import override as set_key
-    from astrollava_jax.config import parse, read
-    from astrollava_jax.run.config import RunConfig, replace_steps
+    from astrollava_jax.run.config import read_run
     from astrollava_jax.run.planning import show_plan
 
-    tree = read(arguments.run)
-    replace_steps(tree, overrides)
-    for key, value in overrides.items():
-        set_key(tree, key, value)
     fits = show_plan(
-        parse(RunConfig, tree, arguments.run),
+        read_run(arguments.run, overrides),
         os.path.dirname(os.path.abspath(arguments.run)),
         arguments.topology,
         shape=arguments.shape,

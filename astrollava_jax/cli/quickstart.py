@@ -1,7 +1,8 @@
 """`astrollava quickstart`."""
 
-import argparse
 import os
+
+from astrollava_jax.cli import options
 
 HELP = """\
 The whole job on this machine, with nothing to download: draws a simulated sky, makes a small tower
@@ -14,11 +15,7 @@ Started again, it goes on where it ended.
 
 def main(argv: list[str]) -> None:
     """Runs it."""
-    parser = argparse.ArgumentParser(
-        prog="astrollava quickstart",
-        description=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = options.parser("quickstart", HELP)
     parser.add_argument("--out", default="quickstart", metavar="DIR", help="default: ./quickstart")
     arguments = parser.parse_args(argv)
 

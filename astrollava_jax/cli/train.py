@@ -6,8 +6,7 @@ import re
 import time
 from collections.abc import Sequence
 
-from astrollava_jax.cli import supervisor
-from astrollava_jax.cli.options import add_base
+from astrollava_jax.cli import options, supervisor
 
 HELP = """\
 Train one stage from a YAML file that says everything. When its run directory (`out`) holds the same
@@ -33,13 +32,8 @@ below XDG_CACHE_HOME); ASTROLLAVA_COMPILE_CACHE=DIR keeps it elsewhere, off inst
 def main(argv: list[str]) -> None:
     """Reads the file and its overrides, and trains."""
     began = float(os.environ.pop(supervisor.BEGAN, time.time()))
-    parser = argparse.ArgumentParser(
-        prog="astrollava train",
-        description=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="astrollava train RUN.yaml [--dry-run] [--profile FIRST:LAST] [--base DIR] "
-        "[--KEY.OF.THE.FILE VALUE ...]",
-    )
+    usage = "RUN.yaml [--dry-run] [--profile FIRST:LAST] [--base DIR] [--KEY.OF.THE.FILE VALUE ...]"
+    parser = options.parser("train", HELP, usage)
     parser.add_argument("run", metavar="RUN.yaml", help="the run's file")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the plan and one batch, and stop"
@@ -48,22 +42,15 @@ def main(argv: list[str]) -> None:
         "--profile", metavar="FIRST:LAST", type=step_range,
         help="trace these steps with JAX's profiler, into the folder profile of the run directory",
     )  # fmt: skip
-    add_base(parser)
+    options.add_base(parser)
     overrides, rest = split_overrides(argv, own=("--help", "--dry-run", "--profile", "--base"))
     arguments = parser.parse_args(rest)
 
-    from astrollava_jax.config import override as set_key
-    from astrollava_jax.config import parse, read
-    from astrollava_jax.run.config import RunConfig, replace_steps
+    from astrollava_jax.run.config import read_run
     from astrollava_jax.run.train import train
 
-    tree = read(arguments.run)
-    replace_steps(tree, overrides)
-    for key, value in overrides.items():
-        set_key(tree, key, value)
-    run = parse(RunConfig, tree, arguments.run)
     train(
-        run,
+        read_run(arguments.run, overrides),
         bases=arguments.bases,
         dry=arguments.dry_run,
         since=began,

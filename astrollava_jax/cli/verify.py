@@ -1,7 +1,8 @@
 """`astrollava verify PATH`."""
 
-import argparse
 import sys
+
+from astrollava_jax.cli import options
 
 HELP = """\
 Compare what lies on the disk with the checksums that were written with it: every byte of a
@@ -19,11 +20,7 @@ DAMAGED = 1
 
 def main(argv: list[str]) -> None:
     """Verifies, and leaves with 1 where something is damaged."""
-    parser = argparse.ArgumentParser(
-        prog="astrollava verify",
-        description=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = options.parser("verify", HELP)
     parser.add_argument("path", metavar="PATH", help="a folder")
     arguments = parser.parse_args(argv)
 

@@ -1,12 +1,21 @@
 """RunConfig: everything that one run is, in the words of its YAML file."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from astrollava_jax import compiler, files
-from astrollava_jax.config import ConfigError, config, differences, plain
+from astrollava_jax.config import (
+    ConfigError,
+    config,
+    differences,
+    override,
+    parse,
+    plain,
+    read,
+)
 from astrollava_jax.data.image import Mode
 from astrollava_jax.data.mixture import DataConfig, TemplateName
 from astrollava_jax.data.pack import BatchConfig
@@ -196,13 +205,21 @@ def changed(before: RunConfig, now: RunConfig) -> list[str]:
     ]
 
 
-def replace_steps(tree: dict[str, Any], overrides: dict[str, Any]) -> None:
-    """Lets `--steps` and `--epochs` on the command line replace either in the file."""
+def read_run(path: str, overrides: Mapping[str, Any]) -> RunConfig:
+    """The run of a file, with keys replaced; `steps` and `epochs` each replace either.
+
+    Raises:
+        ConfigError: if the file or what it says is wrong; lists all faults with their paths.
+    """
     given = {"steps", "epochs"} & set(overrides)
     if len(given) == 2:
         raise ConfigError("--steps and --epochs: give one of them")
+    tree = read(path)
     for key in {"steps": ("epochs",), "epochs": ("steps",)}.get("".join(given), ()):
         tree.pop(key, None)
+    for key, value in overrides.items():
+        override(tree, key, value)
+    return parse(RunConfig, tree, path)
 
 
 def with_absolute_paths(run: RunConfig) -> RunConfig:
