@@ -23,6 +23,10 @@ WINDOW = 4096
 """Samples among which rows are filled where a step has no fixed number of samples. Larger windows
 hardly fill better, and let samples stray farther from their place in the order."""
 
+MOST = 2**20
+"""Of anything that a step counts: no decoder tells so many positions apart, and no machine holds so
+many rows."""
+
 _LEARNED_MULTIPLE = 8
 
 
@@ -52,6 +56,8 @@ class BatchConfig:
             value = getattr(self, field.name)
             if value is not None and value < 1 and field.name != "packing":
                 raise ValueError(f"{field.name} is {value}, expected at least 1")
+            if value is not None and value > MOST:
+                raise ValueError(f"{field.name} is {value}, expected at most {MOST}")
 
 
 class RunPlan:

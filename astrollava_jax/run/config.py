@@ -32,6 +32,9 @@ from astrollava_jax.training.watchdog import WatchdogConfig
 
 Count = Annotated[int, Field(ge=1)]
 
+Total = Annotated[int, Field(ge=1, le=10_000_000)]
+"""All steps of a run are laid out in memory before the first is made."""
+
 
 @config
 class InitConfig:
@@ -136,9 +139,9 @@ class RunConfig:
     out: str
     """The run directory."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    epochs: Count | None = None
+    epochs: Total | None = None
     """Passes over the mixture; exactly one of `epochs` and `steps`."""
-    steps: Count | None = None
+    steps: Total | None = None
     init: InitConfig
     data: tuple[DataConfig, ...]
     batch: BatchConfig
@@ -156,7 +159,7 @@ class RunConfig:
     names of one kind of device only."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig | None = None
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = "auto"
     """Processes that decode pictures; auto = one less than the cores, 16 at most."""
     log: LogConfig = LogConfig()
     preemption: PreemptionConfig = PreemptionConfig()

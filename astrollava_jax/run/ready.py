@@ -1,6 +1,7 @@
 """Before a run's first step: all is opened, compared and planned; then its directory begins."""
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -56,7 +57,7 @@ def get_ready(console: Console, run: RunConfig, bases: opening.Bases, *, keep: b
     tokenizer = _tokenizer(opened, config)
     data = training_data(run, tokenizer, config.image_facts, rows_unit(run, mesh), keep=keep)
     processes.alike({"data": data.facts, "tokenizer": tokenizer.fingerprint()})
-    _warn(console, data)
+    _warn(console, data, os.cpu_count() or 1)
     stage = build(
         run,
         model,
@@ -120,7 +121,12 @@ def _tokenizer(opened: opening.Opened, config: LlavaConfig) -> Tokenizer:
     return tokenizer
 
 
-def _warn(console: Console, data: Data) -> None:
+def _warn(console: Console, data: Data, cores: int) -> None:
+    if data.workers > 2 * cores:
+        console.print(
+            f"note: workers is {data.workers}, but this machine has {cores} core(s): so many more "
+            "processes than cores take memory, and no work off each other"
+        )
     lengths = data.lengths
     if lengths.num_cut:
         console.print(

@@ -33,6 +33,10 @@ def test_a_wrong_override_is_told_like_a_wrong_key(folder, refused):
     ("key", "value"),
     [
         ("steps", 0),
+        ("steps", 1_000_000_000),
+        ("epochs", 1_000_000_000),
+        ("batch.length", 1_000_000_000),
+        ("workers", 1000),
         ("batch.samples", 0),
         ("batch.rows_per_device", -1),
         ("data.0.weight", 0),
