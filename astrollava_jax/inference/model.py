@@ -43,6 +43,8 @@ class Model:
     """What is computed in; float32 means full products too."""
     mesh: Mesh | None = None
     """Where the parameters lie; None for one device."""
+    positions: int | None = None
+    """How many the decoder tells apart; None where that is not known."""
     source: Source | None = dataclasses.field(default=None, repr=False)
     """The original files that it was read from, from which it is written again."""
     changed: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
@@ -64,7 +66,8 @@ class Model:
             max_new_tokens: the most that an answer may have.
 
         Raises:
-            ValueError: if images and prompts do not fit each other; names the prompt.
+            ValueError: if images and prompts do not fit each other, or a prompt is longer than the
+                model's positions; names the prompt.
         """
         asked = self._prompts(images, prompts, self._question)
         found = decoding.generate(
@@ -117,9 +120,14 @@ class Model:
 
     def _question(self, text: str, pictures: Sequence[Picture]) -> Prompt:
         turns = [Turn("human", text)]
-        return self._make(
-            chat.prompt(turns, self.template, self.tokenizer, len(pictures)), pictures
-        )
+        ids = chat.prompt(turns, self.template, self.tokenizer, len(pictures))
+        made = self._make(ids, pictures)
+        if self.positions is not None and len(made.tokens) > self.positions:
+            raise ValueError(
+                f"takes {len(made.tokens)} positions with its {len(pictures)} picture(s), but the "
+                f"model has {self.positions}: ask in fewer words, or of fewer pictures"
+            )
+        return made
 
     def _literally(self, text: str, pictures: Sequence[Picture]) -> Prompt:
         return self._make(self.tokenizer.encode_prompt(text), pictures)

@@ -16,7 +16,9 @@ from astrollava_jax.params import split
 from astrollava_jax.run.compiled import keep_compiled
 from astrollava_jax.run.opening import Bases, Opened, open_any, read_params
 from astrollava_jax.sharding import MeshConfig, placements
+from astrollava_jax.weights.rotary import most_positions
 from astrollava_jax.weights.save import save
+from astrollava_jax.weights.sidecars import raw_config
 
 
 def load_model(path: str, dtype: Dtype = "bfloat16", mesh: Mesh | None = None) -> Model:
@@ -61,6 +63,7 @@ def to_answer(
         image_mode=opened.image_mode,
         dtype=dtype,
         mesh=mesh,
+        positions=most_positions(raw_config(source)),
         source=opened.base,
         changed=opened.changed,
     )

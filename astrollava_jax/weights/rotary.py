@@ -61,6 +61,14 @@ def rope_faults(tree: Tree) -> list[str]:
     return faults
 
 
+def most_positions(tree: Tree) -> int | None:
+    """How many positions a decoder tells apart, by its config; None where that does not say."""
+    said = tree.get("max_position_embeddings")
+    rope, kind = _rope(tree)
+    # Written before positions were drawn together: it says how many there were.
+    return said and int(said * (rope["factor"] if kind == "linear" else 1))
+
+
 def _rope(tree: Tree) -> tuple[Tree, str | None]:
     """What is said of the frequencies, and of which type it is."""
     rope = tree.get("rope_parameters") or tree.get("rope_scaling") or {}

@@ -51,6 +51,11 @@ def test_a_picture_that_is_none(folder, refused):
     assert f"{broken}: cannot decode this picture of 40 bytes" in refused(*argv, broken)
 
 
+def test_a_question_longer_than_the_model_s_positions(folder, refused):
+    said = refused("ask", folder / "hf", "what " * 300)
+    assert "positions with its 0 picture(s), but the model has 256" in said
+
+
 def test_what_convert_refuses(folder, refused):
     there, gone = folder / "grey", folder / "gone"
     said = refused("convert", folder / "hf", there, "--layout", "hf")

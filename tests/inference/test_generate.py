@@ -279,6 +279,19 @@ def test_what_does_not_fit_is_said(model, images, prompts, message):
         model.logits(images, prompts)
 
 
+def test_a_prompt_longer_than_the_model_s_positions_is_refused_with_both_numbers(model):
+    question, image = "what is this ?", picture(5)
+    length = len(model._question(question, [image]).tokens)
+    enough = dataclasses.replace(model, positions=length)
+    assert enough.generate([image], [question], max_new_tokens=1)
+    short = dataclasses.replace(model, positions=length - 1)
+    told = (
+        rf"prompt 1: takes {length} positions with its 1 picture.*but the model has {length - 1}:"
+    )
+    with pytest.raises(ValueError, match=told):
+        short.generate([None, image], ["a star", question])
+
+
 def test_few_lengths_hold_everything():
     lengths = [generate.padded_length(n) for n in range(1, 3000)]
     assert all(length >= n for n, length in enumerate(lengths, 1))
