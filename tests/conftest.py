@@ -8,6 +8,7 @@ os.environ["ASTROLLAVA_COMPILE_CACHE"] = "off"  # no test leaves anything in a h
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
-    # Tests compile much and run little: half of the time of a compilation goes into speed.
+    # Tests compile much and run little: most of the time of a compilation goes into speed.
     + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    + " --xla_cpu_use_fusion_emitters=false"
 )

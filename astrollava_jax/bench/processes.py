@@ -74,6 +74,7 @@ class Processes:
             around = environment(devices, **(variables or {}))
             if compiled is not None:
                 around["JAX_COMPILATION_CACHE_DIR"] = compiled
+                around["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
             if count > 1:
                 around |= {
                     "ASTROLLAVA_COORDINATOR": address,

@@ -186,7 +186,11 @@ def by_name(items: Any) -> dict[str, np.ndarray]:
 @contextlib.contextmanager
 def quickly(compiled: str) -> Iterator[None]:
     """Compiles once, and in half the time; what is computed is little."""
-    new = {"jax_disable_most_optimizations": True, "jax_compilation_cache_dir": compiled}
+    new = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": compiled,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
     old = {name: jax.config.values[name] for name in new}
     try:
         _set(new)
