@@ -12,7 +12,7 @@ from astrollava_jax.cli.main import FAILED
 from astrollava_jax.training.steps import steps
 
 
-def test_a_full_disk_is_told_once_with_the_last_good_checkpoint(stage1, tmp_path):
+def test_a_full_disk_is_told_once_with_the_last_good_checkpoint(stage1, compiled, tmp_path):
     with small_disk(tmp_path / "disk", kilobytes=4000) as disk:
         out = disk / "run"
         shutil.copytree(stage1.out, out)
@@ -23,7 +23,10 @@ def test_a_full_disk_is_told_once_with_the_last_good_checkpoint(stage1, tmp_path
         ballast = free.f_bavail * free.f_bsize - needed // 2
         (disk / "ballast").write_bytes(bytes(ballast))
         command = [sys.executable, "-m", "astrollava_jax", "train", stage1.file, "--out", str(out)]
-        environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+        environment = os.environ | {
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "JAX_COMPILATION_CACHE_DIR": compiled,
+        }
         run = subprocess.run(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
