@@ -222,13 +222,14 @@ def test_a_start_that_waited_for_another_goes_on_with_what_that_has_left(
     @contextlib.contextmanager
     def after_another(folder: str):
         shutil.copytree(stage1.out, folder)
+        (out / ".config.yaml.0a1b2c3d.part").write_text("it was killed while it wrote this")
         with alone(folder) as displaced:
             yield displaced
 
     monkeypatch.setattr(held, "alone", after_another)
     assert main(["train", stage1.file, "--out", str(out)]) == COMPLETE
     assert f"{out}: complete, all 8 steps are done" in capsys.readouterr().out
-    assert content(out) == content(stage1.out)
+    assert content(out) == content(stage1.out), "what another left half written is removed"
 
 
 def test_a_folder_that_is_something_else_gets_no_lock(stage1, tmp_path, capsys):

@@ -149,6 +149,8 @@ def test_the_last_attempt_is_known_though_it_was_interrupted_before_the_last_ste
     lines = [json.dumps({"step": step, "attempt": attempt}) for step, attempt in told]
     path.write_text("\n".join([*lines, '{"step": 5, "note": "by hand"}', '{"step": 4, "att']))
     assert last_attempt(str(path)) == 2
+    path.write_text('{"step": 5, "note": "by hand"}\n')
+    assert last_attempt(str(path)) == 0, "a line of no attempt counts for none"
 
 
 def test_tensorboard_reads_what_is_written(tmp_path):
