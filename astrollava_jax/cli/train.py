@@ -5,9 +5,13 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from astrollava_jax.cli import supervisor
 from astrollava_jax.cli.options import add_base
+
+if TYPE_CHECKING:
+    from astrollava_jax.run.config import RunConfig
 
 HELP = """\
 Train one stage from a YAML file that says everything. When its run directory (`out`) holds the same
@@ -33,6 +37,21 @@ below XDG_CACHE_HOME); ASTROLLAVA_COMPILE_CACHE=DIR keeps it elsewhere, off inst
 def main(argv: list[str]) -> None:
     """Reads the file and its overrides, and trains."""
     began = float(os.environ.pop(supervisor.BEGAN, time.time()))
+    arguments, overrides = parsed(argv)
+
+    from astrollava_jax.run.train import train
+
+    train(
+        read_run(arguments.run, overrides),
+        bases=arguments.bases,
+        dry=arguments.dry_run,
+        since=began,
+        profile=arguments.profile,
+    )
+
+
+def parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    """The command's own words, and the values that replace keys of the file."""
     parser = argparse.ArgumentParser(
         prog="astrollava train",
         description=HELP,
@@ -50,25 +69,20 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     add_base(parser)
     overrides, rest = split_overrides(argv, own=("--help", "--dry-run", "--profile", "--base"))
-    arguments = parser.parse_args(rest)
+    return parser.parse_args(rest), overrides
 
+
+def read_run(path: str, overrides: dict[str, str]) -> "RunConfig":
+    """The run that a file states, some of its keys replaced."""
     from astrollava_jax.config import override as set_key
     from astrollava_jax.config import parse, read
     from astrollava_jax.run.config import RunConfig, replace_steps
-    from astrollava_jax.run.train import train
 
-    tree = read(arguments.run)
+    tree = read(path)
     replace_steps(tree, overrides)
     for key, value in overrides.items():
         set_key(tree, key, value)
-    run = parse(RunConfig, tree, arguments.run)
-    train(
-        run,
-        bases=arguments.bases,
-        dry=arguments.dry_run,
-        since=began,
-        profile=arguments.profile,
-    )
+    return parse(RunConfig, tree, path)
 
 
 def step_range(words: str) -> tuple[int, int]:
