@@ -25,9 +25,9 @@ say() {
   printf '%s: %s\n' "${0##*/}" "$*" >&2
 }
 
-# Sleeps so that a signal is answered at once.
+# Sleeps so that a signal is answered at once; what sleeps on then holds no output.
 pause() {
-  sleep "$1" &
+  sleep "$1" >/dev/null 2>&1 &
   wait $! || true
 }
 

@@ -96,7 +96,7 @@ PROGRAMS = {
     "stat": 'cat "$WORLD/filesystem"',
     "curl": 'printf %s "$WORKER"',
     "check": NOTE,  # stands for the Python that looks where a run's paths are
-    "scontrol": NOTE + "[ ! -e $WORLD/unqueueable ]",
+    "scontrol": NOTE + '[ ! -e "$WORLD/unqueueable" ]',
     "srun": NOTE
     + r"""
 while [ "${1#--}" != "$1" ]; do shift; done
@@ -132,7 +132,7 @@ class World:
             "PATH": f"{programs}:{os.environ['PATH']}", "WORLD": str(self.folder),
             "STORAGE": str(self.storage), "WORKERS": str(workers), "TMPDIR": str(self.folder),
             "PYTHON": str(programs / "check"), "ASTROLLAVA_PAUSE": "0.01",
-            "ASTROLLAVA_LOOK": "0.02",
+            "ASTROLLAVA_LOOK": "0.1",
         }  # fmt: skip
 
     def _program(self, path: Path, text: str) -> None:

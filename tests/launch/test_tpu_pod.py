@@ -166,7 +166,9 @@ def test_ctrl_c_saves_the_run_and_deletes_the_machine(world):
 
 
 def test_ctrl_c_leaves_the_machine_as_asked_and_the_same_command_goes_on(world):
-    world.start(1, 'echo "step 1"; until [ -e "$WORLD/enough" ]; do sleep 0.05; done; echo "step 2"')
+    world.start(
+        1, 'echo "step 1"; until [ -e "$WORLD/enough" ]; do sleep 0.05; done; echo "step 2"'
+    )
     process = world.begin("tpu_pod.sh", *world.pod("--keep"))
     read_until(process, "step 1")
     press_ctrl_c(process)
