@@ -21,8 +21,9 @@ QUICK_SECONDS=600
 RESUMABLE=75
 MISTAKE=2
 
+# Tells it, if there still is somebody.
 say() {
-  printf '%s: %s\n' "${0##*/}" "$*" >&2
+  printf '%s: %s\n' "${0##*/}" "$*" >&2 || true
 }
 
 # Sleeps so that a signal is answered at once; what sleeps on then holds no output.

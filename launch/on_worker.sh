@@ -3,7 +3,8 @@
 # that it needs, and may be called twice: gcloud does so when a connection breaks.
 #
 #   ~/astrollava_jax/           the package, and its environment in .venv
-#   ~/astrollava_launch/START/  one start: `group` (of its processes), `log`, and at its end `code`
+#   ~/astrollava_launch/START/  one start: `command`, `group` (of its processes), `log`, and at its
+#                               end `code`
 #   ~/astrollava_launch/now     the newest of them
 
 # Whether a run goes on here.
@@ -12,13 +13,19 @@ running() {
     kill -0 -- "-$(cat "$HOME/astrollava_launch/now/group")" 2>/dev/null
 }
 
-# prepare STORAGE MOUNT SETUP: mounts the storage, and installs what ~/astrollava_jax.tar.gz holds.
+# prepare STORAGE MOUNT SETUP RUN [WORD...]: mounts the storage, and installs what
+# ~/astrollava_jax.tar.gz holds, if it is not installed yet. A run that goes on here stays as it is.
 prepare() {
   set -euo pipefail
-  local storage=$1 mount=$2 setup=$3 kind python
+  local storage=$1 mount=$2 setup=$3 kind python packed
+  shift 3
   if running; then
-    echo "a run goes on here: nothing is installed"
-    return
+    if [ "$(cat "$HOME/astrollava_launch/now/command")" = "$(words "$@")" ]; then
+      return
+    fi
+    echo "expected this run, or none, on this machine, found another that goes on:" \
+      "$(cat "$HOME/astrollava_launch/now/command"): wait for its end, or choose another --name" >&2
+    exit 2
   fi
   if ! mountpoint -q "$storage" && [ -n "$mount" ]; then
     sudo mkdir -p "$storage"
@@ -41,6 +48,10 @@ prepare() {
     echo "expected to write to $storage as $(id -un), found that it may not: change its owner" >&2
     exit 2
   fi
+  packed=$(cksum <"$HOME/astrollava_jax.tar.gz")
+  if [ "$packed" = "$(cat "$HOME/astrollava_jax/installed" 2>/dev/null)" ]; then
+    return
+  fi
   [ -z "$setup" ] || bash -c "$setup"
   python=$(newest_python)
   if [ -z "$python" ]; then
@@ -59,6 +70,11 @@ prepare() {
   tar -xzf "$HOME/astrollava_jax.tar.gz"
   "$python" -m venv .venv
   .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[tpu]'
+  echo "$packed" >installed
+}
+
+words() {
+  printf '%q ' "$@"
 }
 
 newest_python() {
@@ -73,7 +89,9 @@ newest_python() {
 
 # mark FILE: on worker 0 alone; the others look for it.
 mark() {
-  mkdir -p "$(dirname "$1")" && : >"$1"
+  rm -rf "$(dirname "$1")" # of earlier starts
+  mkdir -p "$(dirname "$1")"
+  : >"$1"
 }
 
 # attend START MARK WORK RUN [WORD...]: starts the run, or finds it, and stays until its end. The
@@ -98,6 +116,7 @@ attend() {
     ln -sfn "$start" "$HOME/astrollava_launch/now"
     mkdir -p "$work"
     : >"$at/log"
+    words "$run" "$@" >"$at/command"
     # The end of the machine asks everything to stop: the one that waits waits on.
     # shellcheck disable=SC2016  # for the shell that waits
     (cd "$work" && PATH=$HOME/astrollava_jax/.venv/bin:$PATH exec setsid bash -c '

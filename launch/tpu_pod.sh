@@ -44,15 +44,16 @@ source "$here/on_worker.sh"
 
 LOOK=${ASTROLLAVA_LOOK:-30}
 SAVE_SECONDS=300
-TO_SEND=(running prepare newest_python mark attend worker_number ask_to_stop)
+TO_SEND=(running prepare words newest_python mark attend worker_number ask_to_stop)
 
 name='' zone='' type='' version='' storage='' mount='' work='' project='' setup=''
 tier=--spot keep='' hours=24 run=''
 folder=''    # of this command: logs and what is sent
-may_cost=''  # set while something of that name may be there
+may_cost=''  # set while something of that name may be there that this command is to delete
+found=''     # set while something of that name was there before, and may be another run's
 was_ready='' # set when the first machine was ready
 was_prepared='' # set when everything was installed once
-prepared=''  # set while the machine that is there is prepared
+attended=''  # set when a run was started, or found
 group=''     # of the processes that are waited for
 
 read_options() {
@@ -80,7 +81,7 @@ read_options() {
     esac
     shift
   done
-  words=("$@")
+  run_words=("$@")
 }
 
 # All faults together, before anything is made.
@@ -92,15 +93,15 @@ check() {
   [ -z "$storage" ] || [ "${storage#/}" != "$storage" ] ||
     faults+="--storage: expected an absolute path, found $storage"$'\n'
   [[ $hours =~ ^[0-9]+$ ]] || faults+="--hours: expected a whole number, found $hours"$'\n'
-  [ ${#words[@]} -gt 0 ] || faults+="expected RUN.yaml, found nothing"$'\n'
+  [ ${#run_words[@]} -gt 0 ] || faults+="expected RUN.yaml, found nothing"$'\n'
   for option in gcloud git tar; do
     command -v "$option" >/dev/null || faults+="expected $option on the PATH, found none"$'\n'
   done
   [ -z "$faults" ] || refuse "$faults"
   work=${work:-$storage}
 
-  [ -f "${words[0]}" ] || refuse "${words[0]}: expected RUN.yaml, found no such file"
-  run=$(cd "$(dirname "${words[0]}")" && pwd)/$(basename "${words[0]}")
+  [ -f "${run_words[0]}" ] || refuse "${run_words[0]}: expected RUN.yaml, found no such file"
+  run=$(cd "$(dirname "${run_words[0]}")" && pwd)/$(basename "${run_words[0]}")
   case $run in
     "$checkout"/*) run=${run#"$checkout"/} ;;
     *) refuse "$run: expected a file in $checkout, which is sent to the workers: copy it there" ;;
@@ -109,7 +110,7 @@ check() {
     refuse "$run: git ignores it, so that it is not sent to the workers: copy it to configs/"
 
   say "on $storage, as the run's file has it:"
-  "$(own_python)" "$here/outlives.py" "$storage" "$work" "${words[@]}" || refuse "nothing was made"
+  "$(own_python)" "$here/outlives.py" "$storage" "$work" "${run_words[@]}" || refuse "nothing was made"
 }
 
 refuse() {
@@ -173,7 +174,7 @@ have_machine() {
   case $state in
     none) create || return $? ;;
     gone)
-      may_cost=yes prepared=''
+      may_cost=yes
       say "$name is gone (preempted, or failed): it is made again"
       delete || return "$RESUMABLE"
       create || return $?
@@ -185,16 +186,17 @@ have_machine() {
       return
       ;;
     *)
-      [ -n "$may_cost" ] || say "$name is there already ($state): goes on with it"
-      may_cost=yes
+      if [ -z "$may_cost$found" ]; then
+        say "$name is there already ($state): goes on with it"
+        found=yes
+      fi
       ;;
   esac
   await_machine
 }
 
 create() {
-  prepared=''
-  may_cost=yes
+  may_cost=yes found=''
   say "asks for $name: $type in $zone${tier:+, spot}"
   tpu queued-resources create "$name" --node-id="$name" --accelerator-type="$type" \
     --runtime-version="$version" ${tier:+"$tier"} && return
@@ -263,21 +265,25 @@ end_group() {
   [ -z "$group" ] || kill -TERM -- "-$group" 2>/dev/null || true
 }
 
+# Before every start: a machine that was started anew has lost its mounts.
 prepare_workers() {
-  local code=0
-  [ -z "$prepared" ] || return 0
-  mark=$storage/.astrollava_launch/$name-$(date +%s)-$$
+  local code try
   [ -f "$folder/astrollava_jax.tar.gz" ] || pack || return 1
-  say "installs on all workers of $name"
-  begin install
-  await || code=$?
-  if [ "$code" -eq 0 ]; then
-    prepared=yes was_prepared=yes
-    return 0
-  fi
-  [ "$(machine)" = ready ] || return "$RESUMABLE"
-  say "the installation ended with $code; what was said of it stands above"
-  [ "$code" -ne "$MISTAKE" ] || return "$MISTAKE"
+  mark=$storage/.astrollava_launch/$name/$(date +%s)-$RANDOM
+  say "installs on all workers of $name, where it is not installed yet"
+  for try in 1 2 3; do
+    code=0
+    begin install
+    await || code=$?
+    if [ "$code" -eq 0 ]; then
+      was_prepared=yes may_cost=yes found=''
+      return 0
+    fi
+    [ "$(machine)" = ready ] || return "$RESUMABLE"
+    say "the installation ended with $code (try $try of 3); what was said of it stands above"
+    [ "$code" -ne "$MISTAKE" ] || return "$MISTAKE"
+    pause "$PAUSE"
+  done
   first_or_again "$was_prepared"
 }
 
@@ -294,7 +300,7 @@ pack() {
 
 install() {
   tpu tpu-vm scp "$folder/astrollava_jax.tar.gz" "$name:" --worker=all </dev/null &&
-    on_workers all prepare "$storage" "$mount" "$setup" &&
+    on_workers all prepare "$storage" "$mount" "$setup" "$run" "${run_words[@]:1}" &&
     on_workers 0 mark "$mark"
 }
 
@@ -303,7 +309,8 @@ attend_workers() {
   start=start-$(date +%s)-$RANDOM
   log=$folder/$start.log
   say "starts; what is said is kept in $log"
-  begin attend_into "$log" "$start" "$mark" "$work" "$run" "${words[@]:1}"
+  attended=yes
+  begin attend_into "$log" "$start" "$mark" "$work" "$run" "${run_words[@]:1}"
   while kill -0 "$group" 2>/dev/null; do
     pause "$LOOK"
     state=$(machine)
@@ -361,6 +368,8 @@ finish() {
     may_cost=''
   elif [ -n "$may_cost" ]; then
     delete || true
+  elif [ -n "$found" ]; then
+    say "$name is left as it was found, and costs until: $(to_delete)"
   fi
   exit "$1"
 }
@@ -373,7 +382,7 @@ interrupted() {
   trap end_group INT TERM HUP
   say "asked to stop"
   end_group
-  if [ -z "$keep" ] && [ -n "$prepared" ]; then
+  if [ -z "$keep" ] && [ -n "$attended" ]; then
     say "the run saves its step, then $name is deleted; Ctrl-C once more does not wait for that"
     begin on_workers all ask_to_stop "$SAVE_SECONDS"
     await || true
@@ -386,6 +395,7 @@ main() {
   read_options "$@"
   check
   folder=$(mktemp -d "${TMPDIR:-/tmp}/astrollava-launch.XXXXXX")
+  trap '' PIPE # a terminal or a pipe that is gone is no reason to leave a machine there
   trap last_words EXIT
   trap interrupted INT TERM HUP
   again start_once || code=$?

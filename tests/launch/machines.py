@@ -4,6 +4,7 @@ They come first on the PATH; the scripts of `launch/` are run as they are, by ba
 a worker is run here, in a home of that worker's.
 """
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -14,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-NOTE = 'printf "%q " "${0##*/}" "$@" >>"$WORLD/calls"; echo >>"$WORLD/calls"\n'
+NOTE = """printf -v note '%q ' "${0##*/}" "$@"; printf '%s\\n' "$note" >>"$WORLD/calls"\n"""
 
 GCLOUD = r"""
 zone= which= command= positional=()
@@ -72,9 +73,14 @@ esac
 PYTHON3 = r"""
 [ "$2" != venv ] || {
   mkdir -p "$3/bin"
-  ln -s "$(type -P true)" "$3/bin/python"
+  cp "$WORLD/pip" "$3/bin/python"
   cp "$WORLD/astrollava" "$3/bin/astrollava"
 }
+"""
+
+PIP = """
+echo "worker$WORKER: pip ${*:3}" >>"$WORLD/calls"
+[ ! -e "$WORLD/uninstallable" ] || { cat "$WORLD/uninstallable"; exit 3; }
 """
 
 ASTROLLAVA = r"""#!/bin/bash
@@ -123,6 +129,7 @@ class World:
         for name, text in PROGRAMS.items():
             self._program(programs / name, "#!/bin/bash\n" + text)
         self._program(self.folder / "astrollava", ASTROLLAVA)
+        self._program(self.folder / "pip", "#!/bin/bash" + PIP)
         shutil.copytree(ROOT / "launch", self.checkout / "launch")
         self.run_file.write_text("out: runs/mine\n")
         subprocess.run(["git", "init", "-q"], cwd=self.checkout, check=True)
@@ -172,6 +179,12 @@ class World:
         process = self.begin(script, *words, **variables)
         said, _ = process.communicate(timeout=60)
         return process.returncode, said
+
+    def stop(self) -> None:
+        """Ends what still goes on, on workers that nobody deleted."""
+        for path in self.folder.glob("worker*/astrollava_launch/start-*/group"):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(int(path.read_text()), signal.SIGKILL)
 
     def pod(self, *words: object, **replaced: object) -> list[object]:
         """The options of `tpu_pod.sh` that are always needed, then others, then the run's file."""

@@ -54,7 +54,8 @@ def test_75_starts_the_same_command_again_on_the_same_machine(world):
     code, said = world.run("tpu_pod.sh", *world.pod())
     assert code == 0, said
     assert len(world.trained()) == 2
-    assert kinds(world) == ["create", "scp", "ssh", "ssh", "ssh", "ssh", "delete"]
+    assert kinds(world) == ["create", *["scp", "ssh", "ssh", "ssh"] * 2, "delete"]
+    assert len(world.calls("pip install")) == 2  # one for each worker
     assert "ended with 75; start 2 of at most 100" in said
 
 
@@ -113,6 +114,15 @@ def test_a_request_that_fails_is_told(world):
     assert code == 1
     assert "FAILED" in said and "train-1 did not come to be" in said
     assert kinds(world) == ["create", "delete"]
+
+
+def test_an_installation_that_fails_is_tried_three_times_and_then_told(world):
+    world.has("uninstallable", "ERROR: no matching distribution")
+    code, said = world.run("tpu_pod.sh", *world.pod())
+    assert code == 1
+    assert "ERROR: no matching distribution" in said
+    assert "the installation ended with 3 (try 3 of 3)" in said
+    assert not world.trained() and kinds(world)[-1] == "delete"
 
 
 def test_storage_on_the_machines_own_disk_is_refused(world):
@@ -187,13 +197,38 @@ def test_ctrl_c_leaves_the_machine_as_asked_and_the_same_command_goes_on(world):
     assert kinds(world)[-1] == "delete"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_machine_that_cannot_be_deleted_is_never_left_in_silence(world, number):
+def test_a_machine_on_which_another_run_goes_on_is_left_alone(world):
+    world.start(1, 'echo "step 1"; sleep 60')
+    process = world.begin("tpu_pod.sh", *world.pod("--keep"))
+    read_until(process, "step 1")
+    press_ctrl_c(process)
+    process.communicate(timeout=60)
+    code, said = world.run("tpu_pod.sh", *world.pod(), "--out", "runs/other")
+    assert code == 2
+    assert "found another that goes on: configs/my\\ run.yaml : wait for its end, or" in said
+    assert "train-1 is left as it was found, and costs until: gcloud compute tpus" in said
+    assert "delete" not in kinds(world)
+    world.stop()
+
+
+def test_a_machine_is_deleted_though_nobody_reads_any_more(world):
+    world.start(1, 'echo "step 1"; sleep 60 & trap "exit 75" TERM; wait')
+    process = world.begin("tpu_pod.sh", *world.pod())
+    read_until(process, "step 1")
+    assert process.stdout is not None
+    process.stdout.close()
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=60) == 75
+    assert kinds(world)[-1] == "delete" and not (world.folder / "state").exists()
+
+
+def test_a_machine_that_cannot_be_deleted_is_never_left_in_silence(world):
     world.has("undeletable")
     world.start(1, 'echo "step 1"; sleep 60')
     process = world.begin("tpu_pod.sh", *world.pod())
     read_until(process, "step 1")
-    process.send_signal(number)
+    process.terminate()
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 75
     assert "train-1 MAY STILL BE THERE, AND COST. To delete it: gcloud compute tpus" in said
+    world.stop()
