@@ -255,8 +255,12 @@ begin() {
 }
 
 await() {
-  local code=0
-  wait "$group" || code=$?
+  local code
+  while true; do
+    code=0
+    wait "$group" || code=$?
+    kill -0 "$group" 2>/dev/null || break # else a signal broke the waiting off
+  done
   group=''
   return "$code"
 }
@@ -379,7 +383,8 @@ last_words() {
 }
 
 interrupted() {
-  trap end_group INT TERM HUP
+  asked_at=$SECONDS
+  trap interrupted_again INT TERM HUP
   say "asked to stop"
   end_group
   if [ -z "$keep" ] && [ -n "$attended" ]; then
@@ -388,6 +393,11 @@ interrupted() {
     await || true
   fi
   finish "$RESUMABLE"
+}
+
+# bash may tell of one Ctrl-C twice: its own, and that of the program it waited for.
+interrupted_again() {
+  [ $((SECONDS - asked_at)) -lt 2 ] || end_group
 }
 
 main() {

@@ -15,7 +15,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-NOTE = """printf -v note '%q ' "${0##*/}" "$@"; printf '%s\\n' "$note" >>"$WORLD/calls"\n"""
+# Without the text of what is sent to a worker.
+NOTE = r"""
+printf -v note '%q ' "${0##*/}" "${@/#--command=*/--command}"
+printf '%s\n' "$note" >>"$WORLD/calls"
+"""
 
 GCLOUD = r"""
 zone= which= command= positional=()
