@@ -9,13 +9,15 @@ from machines import World, press_ctrl_c, read_until
 
 @pytest.fixture
 def world(tmp_path):
-    return World(tmp_path, workers=1)
+    with World(tmp_path, workers=1) as world:
+        yield world
 
 
 @pytest.fixture
 def two(tmp_path):
     """One whose machines are slices of two workers."""
-    return World(tmp_path, workers=2)
+    with World(tmp_path, workers=2) as world:
+        yield world
 
 
 def kinds(world):
@@ -228,7 +230,6 @@ def test_a_machine_on_which_another_run_goes_on_is_left_alone(world):
     assert "found another that goes on: configs/my\\ run.yaml : wait for its end, or" in said
     assert "train-1 is left as it was found, and costs until: gcloud compute tpus" in said
     assert "delete" not in kinds(world)
-    world.stop()
 
 
 def test_a_machine_is_deleted_though_nobody_reads_any_more(world):
@@ -251,4 +252,3 @@ def test_a_machine_that_cannot_be_deleted_is_never_left_in_silence(world):
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 75
     assert "train-1 MAY STILL BE THERE, AND COST. To delete it: gcloud compute tpus" in said
-    world.stop()
