@@ -95,10 +95,13 @@ pass_on() {
 }
 
 main() {
-  if [ $# -eq 0 ] || [ "$1" = --help ] || [ "$1" = -h ]; then
-    sed -n '2,/^$/s/^# \{0,1\}//p' "$0" >&2
-    exit "$MISTAKE"
-  fi
+  case ${1-} in
+    '' | --help | -h)
+      sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
+      [ $# -gt 0 ] || exit "$MISTAKE"
+      exit 0
+      ;;
+  esac
   asked='' command_process='' passed=''
   for signal in INT TERM HUP USR1; do
     # shellcheck disable=SC2064  # the name of now

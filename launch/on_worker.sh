@@ -133,9 +133,9 @@ attend() {
   done
   group=$(cat "$at/group")
   if [ "$worker" = 0 ]; then
-    tail -n "$lines" -s 0.2 -f --pid="$group" "$at/log"
+    tail -n "$lines" -s 0.1 -f --pid="$group" "$at/log"
   else
-    tail -s 0.2 -f --pid="$group" /dev/null
+    tail -s 0.1 -f --pid="$group" /dev/null
   fi
   code=$(cat "$at/code" 2>/dev/null || echo 75) # none: killed, with the machine
   if [ "$code" -ne 0 ] && [ "$code" -ne 75 ]; then

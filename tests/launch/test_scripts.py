@@ -28,5 +28,5 @@ def test_a_person_who_asks_is_told_how_they_are_used():
         done = subprocess.run(
             ["bash", f"launch/{script}", "--help"], cwd=ROOT, capture_output=True, text=True
         )
-        assert f"launch/{script}" in done.stdout + done.stderr
-        assert "ASTROLLAVA_STARTS=100" in done.stdout + done.stderr
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"launch/{script}" in done.stdout and "ASTROLLAVA_STARTS=100" in done.stdout

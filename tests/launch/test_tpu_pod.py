@@ -46,8 +46,8 @@ def test_a_run_is_installed_trained_on_all_workers_and_its_machine_deleted(two):
 
 
 def test_a_machine_that_is_preempted_is_made_again_and_the_same_command_started(two):
-    preempted = 'echo "step 7"; echo SUSPENDED >"$WORLD/state"; sleep 60'
-    two.start(1, preempted, worker=0)
+    both_are_there = 'until [ -e "$WORLD/trained1" ]; do sleep 0.05; done'
+    two.start(1, f'{both_are_there}; echo SUSPENDED >"$WORLD/state"; sleep 60', worker=0)
     two.start(1, "sleep 60", worker=1)
     code, said = two.run("tpu_pod.sh", *two.pod())
     assert code == 0, said
@@ -173,7 +173,9 @@ def test_a_run_whose_paths_would_vanish_is_refused_before_anything_is_made(world
 
 
 def test_ctrl_c_saves_the_run_and_deletes_the_machine(two):
-    saves = """trap 'echo saved >>"$WORLD/saved"; exit 75' TERM; echo "step 1"; sleep 60 & wait"""
+    saves = """trap 'echo saved >>"$WORLD/saved"; exit 75' TERM; : >"$WORLD/listens$WORKER"
+        until [ -e "$WORLD/listens0" ] && [ -e "$WORLD/listens1" ]; do sleep 0.05; done
+        echo "step 1"; sleep 60 & wait"""
     two.start(1, saves)
     process = two.begin("tpu_pod.sh", *two.pod())
     read_until(process, "step 1")
