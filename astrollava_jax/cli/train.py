@@ -32,6 +32,22 @@ below XDG_CACHE_HOME); ASTROLLAVA_COMPILE_CACHE=DIR keeps it elsewhere, off inst
 def main(argv: list[str]) -> None:
     """Reads the file and its overrides, and trains."""
     began = float(os.environ.pop(supervisor.BEGAN, time.time()))
+    arguments, overrides = parsed(argv)
+
+    from astrollava_jax.run.config import read_run
+    from astrollava_jax.run.train import train
+
+    train(
+        read_run(arguments.run, overrides),
+        bases=arguments.bases,
+        dry=arguments.dry_run,
+        since=began,
+        profile=arguments.profile,
+    )
+
+
+def parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    """The command's own words, and the values that replace keys of the file."""
     usage = "RUN.yaml [--dry-run] [--profile FIRST:LAST] [--base DIR] [--KEY.OF.THE.FILE VALUE ...]"
     parser = options.parser("train", HELP, usage)
     parser.add_argument("run", metavar="RUN.yaml", help="the run's file")
@@ -44,18 +60,7 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     options.add_base(parser)
     overrides, rest = split_overrides(argv, own=("--help", "--dry-run", "--profile", "--base"))
-    arguments = parser.parse_args(rest)
-
-    from astrollava_jax.run.config import read_run
-    from astrollava_jax.run.train import train
-
-    train(
-        read_run(arguments.run, overrides),
-        bases=arguments.bases,
-        dry=arguments.dry_run,
-        since=began,
-        profile=arguments.profile,
-    )
+    return parser.parse_args(rest), overrides
 
 
 def step_range(words: str) -> tuple[int, int]:
