@@ -5,6 +5,7 @@ import importlib
 import sys
 
 BENCHES = {
+    "train": "what a step of training takes, beside PyTorch and transformers' LLaVA",
     "input": "what reading, decoding and packing take, beside transformers in a DataLoader",
 }
 """Name of the module in `bench` -> what it measures."""
