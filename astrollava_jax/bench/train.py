@@ -30,7 +30,7 @@ import numpy as np
 from astrollava_jax import files
 from astrollava_jax.bench import machine, train_job
 from astrollava_jax.bench.train_found import RATIOS, Found, faults, told
-from astrollava_jax.bench.train_job import MIXES, SHAPES, Job
+from astrollava_jax.bench.train_job import MIXES, SHAPES, Job, in_parts
 from astrollava_jax.bench.turns import Program
 
 
@@ -81,10 +81,11 @@ def measured(job: Job, names: Sequence[str], turns: int, steps: int) -> Found:
 
 def _started(job: Job, name: str, found: Found) -> Program:
     kind = KINDS[name]
+    threads = {"PJRT_NPROC": str(job.threads), "OMP_NUM_THREADS": str(job.threads)}
     if name == "ours":
-        return Program([kind.module, job.run, job.plan])
+        return Program([kind.module, job.run, job.plan], threads)
     platform = found.facts["ours"]["platform"]
-    return Program([kind.module, job.folder, *kind.arguments, "--platform", platform])
+    return Program([kind.module, job.folder, *kind.arguments, "--platform", platform], threads)
 
 
 def compiles() -> str | None:
@@ -100,21 +101,28 @@ def described(job: Job, found: Found) -> list[str]:
     """What was measured, in words."""
     facts, shape = found.facts["ours"], SHAPES[job.shape]
     steps, samples = facts["steps"], facts["samples"]
-    with files.open_read(job.plan) as handle:
-        lengths = dict(np.load(handle))["sample_tokens"].reshape(-1, job.micro)
-    padded = lengths.max(axis=1).sum() * job.micro
     at_a_time = job.rows_per_device or facts["rows"]
+    most = "all" if job.micro is None else f"at most {job.micro}"
     return [
         f"{job.shape}: {shape.about}; stage {job.stage} trains {facts['trained']:,} of "
         f"{facts['parameters']:,} numbers; {job.precision}, on {facts['device']}",
-        f"steps of {job.samples} samples as long as those of {job.mix}: mean "
+        f"steps of {samples / steps:.1f} samples as long as those of {job.mix}: mean "
         f"{facts['tokens'] / samples:.0f} positions, {facts['learned'] / samples:.0f} learned",
         f"ours in {facts['rows']} rows of {job.length}, {at_a_time} at a time, "
-        f"{facts['tokens'] / facts['positions']:.1%} filled; theirs padded in batches of "
-        f"{job.micro}, {facts['tokens'] / padded:.1%} filled",
+        f"{facts['tokens'] / facts['positions']:.1%} filled; theirs padded, {most} samples of a "
+        f"step at a time, {facts['tokens'] / _padded(job):.1%} filled",
         f"{job.threads} threads each, {job.workers} workers each for input; theirs with gradient "
         f"checkpointing, {_attention(found)}; {steps} steps in all",
     ]
+
+
+def _padded(job: Job) -> int:
+    """Positions of all batches that are padded to their longest."""
+    with files.open_read(job.plan) as handle:
+        plan = dict(np.load(handle))
+    steps = [plan["sample_tokens"][plan["sample_step"] == n].tolist() for n in range(job.steps)]
+    batches = (batch for step in steps for batch in in_parts(step, job.micro))
+    return sum(len(batch) * max(batch) for batch in batches)
 
 
 def _attention(found: Found) -> str:
@@ -125,8 +133,6 @@ def _attention(found: Found) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures and prints; 1 where losses do not agree."""
     arguments = _arguments(argv)
-    if arguments.threads and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
     job = _job(arguments)
     names = [name for name in KINDS if name in ("ours", *arguments.programs)]
     if any("compiled" in name for name in names) and (why := compiles()) is not None:
@@ -151,23 +157,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _job(arguments: argparse.Namespace) -> Job:
     shape = SHAPES[arguments.shape]
-    samples = arguments.samples or shape.samples
-    micro = arguments.micro or samples
-    if samples % micro:
-        raise ValueError(f"--micro {micro}: must divide the {samples} samples of a step")
     return Job(
         folder=files.absolute(files.join(arguments.work, "job")),
         shape=arguments.shape,
         stage=arguments.stage,
         mix=arguments.mix,
-        samples=samples,
+        samples=None if arguments.rows else arguments.samples or shape.samples,
+        rows=arguments.rows,
         length=arguments.length or shape.length,
         steps=arguments.steps * (arguments.turns + 1),
         precision=arguments.precision or shape.precision,
-        micro=micro,
+        micro=arguments.micro,
         rows_per_device=arguments.rows_per_device,
         workers=arguments.workers,
-        threads=arguments.threads or len(os.sched_getaffinity(0)),
+        threads=arguments.threads or os.cpu_count() or 1,
     )
 
 
@@ -183,9 +186,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--shape", choices=SHAPES, default="smollm2", help=f"the model (smollm2). {shapes}")
     add("--stage", type=int, choices=train_job.RATES, default=1, help="1: projector; 2: all")
     add("--mix", choices=MIXES, default="astrollava", help="whose lengths samples have")
-    add("--samples", type=int, metavar="N", help="of a step (by the shape)")
+    held = parser.add_mutually_exclusive_group()
+    held.add_argument("--samples", type=int, metavar="N", help="of a step (by the shape)")
+    held.add_argument("--rows", type=int, metavar="N", help="of a step, with as many as they hold")
     add("--length", type=int, metavar="N", help="positions of our rows (by the shape)")
-    add("--micro", type=int, metavar="N", help="samples that theirs computes at a time (all)")
+    add("--micro", type=int, metavar="N", help="most samples of theirs at a time (all)")
     add("--rows-per-device", type=int, metavar="N", help="rows at a time, on both sides (all)")
     add("--precision", choices=("float32", "bfloat16"), help="what is computed in (by the shape)")
     add("--remat", default="full", help="of ours, as in a run (full: as gradient checkpointing)")

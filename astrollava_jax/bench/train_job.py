@@ -38,6 +38,7 @@ Mix = Literal["llava", "astrollava"]
 MIXES: tuple[Mix, ...] = ("llava", "astrollava")
 Precision = Literal["bfloat16", "float32"]
 
+_MORE = 48
 _FRAME = 8
 """Positions of a dialogue beside its words: the roles and their colons, <s>, </s>, a newline."""
 
@@ -92,14 +93,17 @@ class Job:
     shape: str
     stage: int
     mix: Mix
-    samples: int
-    """Per step."""
+    samples: int | None
+    """Per step; None where a step is so many full rows."""
+    rows: int | None
+    """Per step, or None."""
     length: int
     """Positions of our rows."""
     steps: int
     precision: Precision
-    micro: int
-    """Samples that transformers computes at a time; its packed rows are as many as ours."""
+    micro: int | None
+    """Most samples that transformers computes at a time, None for all of a step; its packed rows
+    are as many as ours."""
     rows_per_device: int | None
     workers: int
     """That read pictures, on both sides."""
@@ -135,8 +139,8 @@ _RUN = """\
 out: "{folder}/run"
 steps: {steps}
 init: {{model: "{folder}/model"}}
-data: [{{records: "{folder}/records", template: {template}}}]
-batch: {{samples: {samples}, length: {length}, rows_per_device: {rows_per_device}}}
+data: [{{records: "{folder}/records", template: {template}, image: pad}}]
+batch: {{{batch}, length: {length}, rows_per_device: {rows_per_device}}}
 optimizer:
   groups: [{groups}]
   frozen: [{frozen}]
@@ -153,11 +157,10 @@ def write(job: Job, remat: str) -> None:
     random_llava.write(job.model, shape.size)
     for name, content in tokenizer_files().items():
         files.write_bytes(files.join(job.model, name), content)
-    count = job.samples * job.steps
     side = shape.size.image
     pixels = 1e-6 * side * side
     shown = files.join(job.folder, "photographs")
-    names = photographs.write(shown, count, SEED, (pixels, 1.2 * pixels))
+    names = photographs.write(shown, _records(job), SEED, (pixels, 1.2 * pixels))
     examples = _examples(job, shown, names)
     write_set(files.join(job.folder, "records"), examples, name="photographs", split="train")
     trained = ["projector"] if job.stage == 1 else ["projector", "llm"]
@@ -166,6 +169,7 @@ def write(job: Job, remat: str) -> None:
     frozen = [f'"{part}/.*"' for part in ("vision", "projector", "llm") if part not in trained]
     facts = dataclasses.asdict(job) | {
         "template": "plain" if job.stage == 1 else "model",
+        "batch": f"rows: {job.rows}" if job.samples is None else f"samples: {job.samples}",
         "groups": ", ".join(groups),
         "frozen": ", ".join(frozen),
         "remat": remat,
@@ -174,6 +178,15 @@ def write(job: Job, remat: str) -> None:
     }
     files.write_text(job.run, _RUN.format(**facts))
     files.write_json(files.join(job.folder, "job.json"), dataclasses.asdict(job))
+
+
+def _records(job: Job) -> int:
+    """How many samples there are: all that are used, or more, so that rows can be filled."""
+    if job.samples is not None:
+        return job.samples * job.steps
+    assert job.rows is not None
+    positions = job.rows * job.length * job.steps
+    return _MORE + 2 * positions // SHAPES[job.shape].size.patches
 
 
 def _examples(job: Job, shown: str, names: list[str]) -> Iterator[Example]:
@@ -225,3 +238,9 @@ def labels(targets: Int[np.ndarray, "R T"], index: Int[np.ndarray, "R K"]) -> np
     place = index[row, slot]
     found[row, place + 1] = targets[row, place]
     return found
+
+
+def in_parts(numbers: list[int], most: int | None) -> list[list[int]]:
+    """The samples of a step in micro-batches of at most so many."""
+    most = most or len(numbers)
+    return [numbers[start : start + most] for start in range(0, len(numbers), most)]

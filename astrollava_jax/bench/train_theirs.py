@@ -23,7 +23,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from astrollava_jax import files
 from astrollava_jax.batch import Batch
-from astrollava_jax.bench.train_job import RATES, SHAPES, Job, labels
+from astrollava_jax.bench.train_job import RATES, SHAPES, Job, in_parts, labels
 from astrollava_jax.bench.turns import Facts, asked
 from astrollava_jax.models.clip import MEAN, STD
 
@@ -40,7 +40,10 @@ class Samples:
 
     def __init__(self, job: Job, plan: Any):
         self._job = job
-        self._processor: Any = LlavaImageProcessorPil.from_pretrained(job.model)
+        side = SHAPES[job.shape].size.image
+        self._processor: Any = LlavaImageProcessorPil(
+            do_pad=True, size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+        )
         self._places = list(
             zip(*(plan[f"sample_{name}"] for name in ("record", "step", "row", "start", "tokens")))
         )
@@ -78,16 +81,19 @@ class Collator:
 
 def padded(job: Job, plan: Any) -> Steps:
     """Batches of samples, each padded to its longest."""
+    numbers = np.arange(len(plan["sample_step"]))
+    steps = [numbers[plan["sample_step"] == step] for step in range(job.steps)]
+    parts = [in_parts(step.tolist(), job.micro) for step in steps]
     loader = torch.utils.data.DataLoader(
         Samples(job, plan),  # pyright: ignore[reportArgumentType]
-        batch_size=job.micro,
+        batch_sampler=[batch for step in parts for batch in step],
         num_workers=job.workers,
         collate_fn=Collator(job),
         multiprocessing_context="spawn" if job.workers else None,
     )
     batches = iter(loader)
-    while step := list(itertools.islice(batches, job.samples // job.micro)):
-        yield step
+    for step in parts:
+        yield list(itertools.islice(batches, len(step)))
 
 
 def packed(job: Job, plan: Any) -> Steps:

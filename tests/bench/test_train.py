@@ -15,7 +15,7 @@ from astrollava_jax.bench.turns import Program, Turn
 from astrollava_jax.cli.main import MISTAKE
 from astrollava_jax.cli.main import main as astrollava
 
-JOB = Job("", "tiny", 1, "llava", 4, 256, 2, "float32", 4, None, 0, 1)
+JOB = Job("", "tiny", 1, "llava", 4, None, 256, 2, "float32", 4, None, 0, 1)
 FACTS = {
     "ours": {
         "platform": "cpu", "peak_flops": None, "samples": 8, "tokens": 400, "steps": 2,
@@ -40,7 +40,7 @@ def found(ours, padded, losses=(5.0, 4.0)):
 @pytest.mark.parametrize("stage", [1, 2])
 def test_all_programs_have_the_same_losses(stage, tmp_path, capsys):
     options = ["--shape", "tiny", "--turns", "1", "--steps", "2", "--stage", str(stage)]
-    assert train.main([*options, "--work", str(tmp_path), "--micro", "2"]) == 0
+    assert train.main([*options, "--work", str(tmp_path), "--micro", "3"]) == 0
     said = capsys.readouterr().out
     assert "losses as they must be" in said and "token for token" in said
     summary = files.read_json_object(tmp_path / "train.json")
@@ -139,9 +139,14 @@ def test_a_mistake_that_a_program_tells_is_the_users(program):
         Program(["counting", "wrong"], program)
 
 
-def test_batches_that_do_not_fill_a_step_are_a_mistake(tmp_path, capsys):
+def test_samples_of_a_step_in_parts():
+    assert train_job.in_parts([4, 5, 6], 2) == [[4, 5], [6]]
+    assert train_job.in_parts([4, 5, 6], None) == [[4, 5, 6]]
+
+
+def test_a_step_has_samples_or_rows(tmp_path, capsys):
     work = str(tmp_path / "work")
-    options = ["--work", work, "--shape", "tiny", "--samples", "4", "--micro", "3"]
-    assert astrollava(["bench", "train", *options]) == MISTAKE
-    assert "--micro 3: must divide the 4 samples" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as left:
+        astrollava(["bench", "train", "--work", work, "--samples", "4", "--rows", "3"])
+    assert left.value.code == MISTAKE and "not allowed with" in capsys.readouterr().err
     assert not files.exists(work)
