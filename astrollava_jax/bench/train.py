@@ -64,8 +64,7 @@ def measured(job: Job, names: Sequence[str], turns: int, steps: int) -> Found:
     with contextlib.ExitStack() as ending:
         programs: dict[str, Program] = {}
         for name in names:
-            programs[name] = _started(job, name, found)
-            ending.callback(programs[name].close)
+            programs[name] = ending.enter_context(_started(job, name, found))
             found.facts[name] = programs[name].facts
             found.turns[name] = [programs[name].take(steps)]
             if found.facts["ours"]["platform"] != "cpu":  # there is no room for two

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import IO, Any
+from typing import Any
 
 from astrollava_jax.bench import memory, processor_time
 
@@ -56,11 +56,19 @@ class Program:
             text=True,
             env=os.environ | (variables or {}),
         )
+        self._asking: Any = self._process.stdin
+        self._answers: Any = self._process.stdout
         try:
             self.facts: Facts = self._answer()
         except BaseException:
             self.close()
             raise
+
+    def __enter__(self) -> "Program":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def take(self, steps: int) -> Turn:
         """Has it take some steps."""
@@ -74,21 +82,20 @@ class Program:
     def close(self) -> None:
         """Ends it."""
         with contextlib.suppress(BrokenPipeError):
-            _of(self._process.stdin).close()
+            self._asking.close()
         try:
             self._process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        _of(self._process.stdout).close()
+        self._answers.close()
 
     def _line(self, text: str) -> None:
-        pipe = _of(self._process.stdin)
         with contextlib.suppress(BrokenPipeError):  # it has ended: the answer is missing, too
-            print(text, file=pipe, flush=True)
+            print(text, file=self._asking, flush=True)
 
     def _answer(self) -> Facts:
-        line = _of(self._process.stdout).readline()
+        line = self._answers.readline()
         if not line:
             raise RuntimeError(f"{self._name}: ended with {self._process.wait()}")
         found = json.loads(line)
@@ -125,8 +132,3 @@ def asked() -> Iterator[Callable[[Facts, Callable[[], float]], None]]:
         except (ValueError, FileNotFoundError) as error:
             say({"mistake": str(error)})
             raise
-
-
-def _of(pipe: IO[str] | None) -> IO[str]:
-    assert pipe is not None
-    return pipe

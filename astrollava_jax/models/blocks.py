@@ -72,7 +72,7 @@ def _row(how: How, q: Array, k: Array, v: Array, ids: Array) -> Float[Array, "T 
         return x.transpose(0, 2, 3, 1, 4).reshape(len(x), shared, -1, width)
 
     ids = jnp.pad(ids, (0, short), constant_values=-1)
-    found = _flash(how, blocks(q), blocks(k), blocks(v), ids)
+    found: Any = _flash(how, blocks(q), blocks(k), blocks(v), ids)
     found = found.reshape(len(found), shared, heads // shared, BLOCK, width)
     return found.transpose(0, 3, 1, 2, 4).reshape(-1, heads, width)[:length].astype(q.dtype)
 

@@ -32,7 +32,7 @@ def found(ours, padded, losses=(5.0, 4.0)):
     def turns(seconds, losses):
         return [Turn(s / 2, s, [loss]) for s, loss in zip([9.0, *seconds], losses)]
 
-    made = {"ours": turns(ours, (5.0, 4.0)), "padded": turns(padded, losses)}
+    made = {"ours": turns(ours, (5.0, 4.0, 3.0)), "padded": turns(padded, losses)}
     return Found(1, made, FACTS, {name: 10**9 for name in made})
 
 
@@ -125,13 +125,12 @@ def program(tmp_path):
 
 
 def test_a_program_takes_the_steps_that_it_is_asked_for(program):
-    counting = Program(["counting"], program)
-    assert counting.facts == {"name": "counting"}
-    assert counting.take(2).losses == [0.5, 1.5]
-    assert counting.take(1).losses == [2.5] and counting.most_resident() > 0
-    with pytest.raises(RuntimeError, match="counting: ended with 1"):
-        counting.take(3)
-    counting.close()
+    with Program(["counting"], program) as counting:
+        assert counting.facts == {"name": "counting"}
+        assert counting.take(2).losses == [0.5, 1.5]
+        assert counting.take(1).losses == [2.5] and counting.most_resident() > 0
+        with pytest.raises(RuntimeError, match="counting: ended with 1"):
+            counting.take(3)
 
 
 def test_a_mistake_that_a_program_tells_is_the_users(program):
