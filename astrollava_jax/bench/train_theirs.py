@@ -155,7 +155,6 @@ class Trainer:
         self._lower = job.precision == "bfloat16"
         self.device = torch.device(device_of(platform))
         model: Any = LlavaForConditionalGeneration.from_pretrained(job.model, dtype=torch.float32)
-        model.config.use_cache = False
         model.gradient_checkpointing_enable({"use_reentrant": False})
         trained = []
         for name, value in model.named_parameters():
@@ -181,7 +180,7 @@ class Trainer:
             batch = {name: value.to(self.device) for name, value in batch.items()}
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self._lower):
                 # As transformers' Trainer does, so that micro-batches make the mean of the step.
-                loss = self._call(**batch, num_items_in_batch=learned).loss
+                loss = self._call(**batch, num_items_in_batch=learned, use_cache=False).loss
             loss.backward()
             total += loss.detach()
         self.optimizer.step()
