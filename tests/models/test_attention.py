@@ -140,8 +140,11 @@ def test_blocks_that_hold_no_pair_are_passed_over(case, monkeypatch):
             assert np.array_equal(reached, wanted)
 
 
-@pytest.mark.parametrize("kernel", ["interpreted", "blocks"])
-@pytest.mark.parametrize("axes", [(2, 2, 2), (1, 4, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("axes", "kernel"),
+    [((2, 2, 2), "interpreted"), ((1, 4, 1), "interpreted"), ((2, 2, 2), "blocks")],
+    ids=str,
+)
 def test_on_a_mesh_each_device_does_its_own_rows_and_heads(axes, kernel):
     data, fsdp, tensor = axes
     mesh = MeshConfig(data=data, fsdp=fsdp, tensor=tensor).build(
