@@ -72,11 +72,12 @@ def faults(found: Mapping[str, list[Facts]]) -> list[str]:
 
 def told(found: Mapping[str, list[Facts]], size: float) -> list[str]:
     """The lines of the table."""
-    lines = [f"{'':<16}{'processor s':<26}{'clock s':<26}GB held (GB with mapped files)"]
+    lines = [f"{'':<16}{'processor s':<34}{'clock s':<34}GB held (GB with mapped files)"]
     for name, turns in found.items():
         columns = [_spread([turn[key] for turn in turns]) for key in _TIMES]
         most = [max(turn[key] for turn in turns) for key in ("held_gb", "resident_gb")]
-        lines.append(f"  {name:<14}{columns[0]:<26}{columns[1]:<26}{most[0]:.2f} ({most[1]:.2f})")
+        times = "".join(f"{column:<34}" for column in columns)
+        lines.append(f"  {name:<14}{times}{most[0]:.2f} ({most[1]:.2f})")
     return [*lines, f"the files have {size:.2f} GB"]
 
 

@@ -95,7 +95,7 @@ def told(found: Found, job: Job, about: Mapping[str, str]) -> list[str]:
     facts = found.facts["ours"]
     step = {name: facts[name] / facts["steps"] for name in ("samples", "tokens", "useful_flops")}
     lines = [
-        f"{'seconds of a step':<36}{'processors':<26}{'clock':<26}samples/s  tokens/s  "
+        f"{'seconds of a step':<36}{'processors':<34}{'clock':<34}samples/s  tokens/s  "
         "useful GFLOP/s  GB held"
     ]
     for name, what in about.items():
@@ -104,8 +104,8 @@ def told(found: Found, job: Job, about: Mapping[str, str]) -> list[str]:
         clock = statistics.median(found.per_step(name, clock=True))
         rates = f"{step['samples'] / clock:>9.2f}  {step['tokens'] / clock:>8.0f}"
         lines.append(
-            f"  {what:<34}{_spread(found.per_step(name, clock=False)):<26}"
-            f"{_spread(found.per_step(name, clock=True)):<26}{rates}  "
+            f"  {what:<34}{_spread(found.per_step(name, clock=False)):<34}"
+            f"{_spread(found.per_step(name, clock=True)):<34}{rates}  "
             f"{step['useful_flops'] / clock / 1e9:>14.1f}  {found.resident[name] / 1e9:>7.1f}"
         )
     if facts["peak_flops"]:
@@ -116,7 +116,7 @@ def told(found: Found, job: Job, about: Mapping[str, str]) -> list[str]:
 
 def _ratios(found: Found, job: Job) -> list[str]:
     platform = found.facts["ours"]["platform"]
-    lines = [f"{'times faster, turn by turn':<44}{'processors':<26}clock"]
+    lines = [f"{'times faster, turn by turn':<44}{'processors':<34}clock"]
     for ratio in RATIOS:
         values = {clock: found.ratios(ratio, clock) for clock in (False, True)}
         if not values[True]:
@@ -126,7 +126,7 @@ def _ratios(found: Found, job: Job) -> list[str]:
         if least is not None:  # several programs share the processors of such a machine
             judged = statistics.median(values[platform != "cpu"])
             goal = f"  to reach: {least:g}, {'reached' if judged >= least else 'NOT reached'}"
-        shown = "".join(f"{_spread(values[clock]):<26}" for clock in (False, True))
+        shown = "".join(f"{_spread(values[clock]):<34}" for clock in (False, True))
         lines.append(f"  {ratio.name:<42}{shown}{goal}".rstrip())
     return lines
 
