@@ -95,7 +95,7 @@ def told(found: Found, job: Job, about: Mapping[str, str]) -> list[str]:
     facts = found.facts["ours"]
     step = {name: facts[name] / facts["steps"] for name in ("samples", "tokens", "useful_flops")}
     lines = [
-        f"{'seconds of a step':<36}{'processors':<34}{'clock':<34}samples/s  tokens/s  "
+        f"{'seconds of a step':<38}{'processors':<34}{'clock':<34}samples/s  tokens/s  "
         "useful GFLOP/s  GB held"
     ]
     for name, what in about.items():
@@ -104,7 +104,7 @@ def told(found: Found, job: Job, about: Mapping[str, str]) -> list[str]:
         clock = statistics.median(found.per_step(name, clock=True))
         rates = f"{step['samples'] / clock:>9.2f}  {step['tokens'] / clock:>8.0f}"
         lines.append(
-            f"  {what:<34}{_spread(found.per_step(name, clock=False)):<34}"
+            f"  {what:<36}{_spread(found.per_step(name, clock=False)):<34}"
             f"{_spread(found.per_step(name, clock=True)):<34}{rates}  "
             f"{step['useful_flops'] / clock / 1e9:>14.1f}  {found.resident[name] / 1e9:>7.1f}"
         )
