@@ -1,4 +1,4 @@
-"""LLaVA-1.5 with random numbers, as `llava-hf/llava-1.5-7b-hf` lies on the hub but in bfloat16.
+"""A LLaVA with random numbers, as `llava-hf/llava-1.5-7b-hf` lies on the hub but in bfloat16.
 
 Names, shapes and config are written out here, apart from the tables of `weights`, so that a model
 that goes through those tables comes from somebody else.
@@ -7,16 +7,15 @@ that goes through those tables comes from somebody else.
 import dataclasses
 import functools
 import hashlib
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import ml_dtypes
+import ml_dtypes  # noqa: F401 (teaches NumPy what bfloat16 is)
 import numpy as np
 from jaxtyping import Shaped
 
 from astrollava_jax import files
 from astrollava_jax.weights import safetensors
 
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _CHUNK = 1 << 24
 
 
@@ -37,6 +36,26 @@ class Size:
     tower_heads: int = 16
     image: int = 336
     patch: int = 14
+    kv_heads: int | None = None
+    """As many as `heads` unless given."""
+    image_id: int | None = None
+    """`<image>`: the row after the words unless given."""
+    tied: bool = False
+    """Whether the head is the table of the words."""
+    word_scale: float = 1.0
+    """Deviation of the table of the words."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of the files."""
+
+    @property
+    def kv_width(self) -> int:
+        """Of all keys of a position together."""
+        return self.embed // self.heads * (self.kv_heads or self.heads)
+
+    @property
+    def patches(self) -> int:
+        """Of a picture, without the class token: as many positions stand for it."""
+        return (self.image // self.patch) ** 2
 
 
 FULL = Size()
@@ -58,14 +77,15 @@ def write(folder: files.Where, size: Size, seed: int = 0) -> dict[str, Written]:
     found: dict[str, Written] = {}
 
     def make(number: int, name: str, shape: tuple[int, ...]) -> Shaped[np.ndarray, "..."]:
-        array = _numbers(np.random.default_rng([seed, number]), name, shape)
+        array = _numbers(np.random.default_rng([seed, number]), name, shape, size)
         known = array[: size.words] if shape[0] == size.rows else array
         found[name] = Written(list(shape), digest(array), digest(known))
         return array
 
+    dtype = np.dtype(size.dtype)
     outgoing = [
         safetensors.Outgoing(
-            name, safetensors.Info(shape, BFLOAT16), functools.partial(make, number, name, shape)
+            name, safetensors.Info(shape, dtype), functools.partial(make, number, name, shape)
         )
         for number, (name, shape) in enumerate(tensors(size).items())
     ]
@@ -103,14 +123,14 @@ _ORIGINAL = (
 )
 
 
-_SCALES = {"embed_tokens.weight": 1.0, "linear_2.weight": 0.06} | dict.fromkeys(
+_SCALES = {"linear_2.weight": 0.06} | dict.fromkeys(
     ("o_proj.weight", "down_proj.weight", "out_proj.weight", "fc2.weight"), 0.02 / 8
 )
 """Deviations by how a name ends; 0.02 elsewhere."""
 
 
 def _numbers(
-    rng: np.random.Generator, name: str, shape: tuple[int, ...]
+    rng: np.random.Generator, name: str, shape: tuple[int, ...], size: Size
 ) -> Shaped[np.ndarray, "..."]:
     """Norms near 1, everything else near 0, so that hidden states neither vanish nor burst.
 
@@ -119,10 +139,11 @@ def _numbers(
     model of this depth makes much of the rounding of bfloat16, and two programs cannot be compared
     in it.
     """
-    result = np.empty(shape, BFLOAT16)
+    result = np.empty(shape, size.dtype)
     flat = result.reshape(-1)
     near_one = name.endswith("weight") and len(shape) == 1
-    scale = next((scale for end, scale in _SCALES.items() if name.endswith(end)), 0.02)
+    scales = _SCALES | {"embed_tokens.weight": size.word_scale}
+    scale = next((scale for end, scale in scales.items() if name.endswith(end)), 0.02)
     for start in range(0, flat.size, _CHUNK):
         part = rng.standard_normal(min(_CHUNK, flat.size - start), np.float32)
         part *= np.float32(scale)
@@ -138,19 +159,20 @@ def tensors(size: Size) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {f"{model}embed_tokens.weight": (size.rows, D)}
     for layer in range(size.layers):
         block = f"{model}layers.{layer}."
-        found |= {f"{block}self_attn.{part}_proj.weight": (D, D) for part in "qkvo"}
+        found |= {f"{block}self_attn.{part}_proj.weight": (D, D) for part in "qo"}
+        found |= {f"{block}self_attn.{part}_proj.weight": (size.kv_width, D) for part in "kv"}
         found |= {f"{block}mlp.{part}_proj.weight": (F, D) for part in ("gate", "up")}
         found[f"{block}mlp.down_proj.weight"] = (D, F)
         norms = ("input_layernorm", "post_attention_layernorm")
         found |= {f"{block}{norm}.weight": (D,) for norm in norms}
-    found |= {f"{model}norm.weight": (D,), head: (size.rows, D)}
+    found |= {f"{model}norm.weight": (D,)} | ({} if size.tied else {head: (size.rows, D)})
     for number, width in ((1, size.tower_embed), (2, D)):
         found |= _linear(f"multi_modal_projector.linear_{number}", D, width)
     return found | _tower(size)
 
 
 def _tower(size: Size) -> dict[str, tuple[int, ...]]:
-    E, F, places = size.tower_embed, size.tower_mlp, (size.image // size.patch) ** 2 + 1
+    E, F, places = size.tower_embed, size.tower_mlp, size.patches + 1
     tower = "vision_tower.vision_model."
     found: dict[str, tuple[int, ...]] = {
         f"{tower}embeddings.class_embedding": (E,),
@@ -180,7 +202,7 @@ def config(size: Size) -> dict[str, Any]:
         "model_type": "llama",
         "max_position_embeddings": 4096,
         "rms_norm_eps": 1e-05,
-        "torch_dtype": "bfloat16",
+        "torch_dtype": size.dtype,
         "vocab_size": size.rows,
     }
     if size != FULL:
@@ -189,19 +211,20 @@ def config(size: Size) -> dict[str, Any]:
             "intermediate_size": size.mlp,
             "num_attention_heads": size.heads,
             "num_hidden_layers": size.layers,
-            "num_key_value_heads": size.heads,
+            "num_key_value_heads": size.kv_heads or size.heads,
+            "tie_word_embeddings": size.tied,
         }
     return {
         "architectures": ["LlavaForConditionalGeneration"],
         "ignore_index": -100,
-        "image_seq_length": (size.image // size.patch) ** 2,
-        "image_token_index": size.words,
+        "image_seq_length": size.patches,
+        "image_token_index": size.words if size.image_id is None else size.image_id,
         "model_type": "llava",
         "pad_token_id": size.words + 1,
         "projector_hidden_act": "gelu",
         "text_config": text,
-        "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16",
+        "tie_word_embeddings": size.tied,
+        "torch_dtype": size.dtype,
         "vision_config": {
             "hidden_size": size.tower_embed,
             "image_size": size.image,

@@ -7,6 +7,8 @@ import sys
 from astrollava_jax.cli import options
 
 BENCHES = {
+    "train": "what a step of training takes, beside PyTorch and transformers' LLaVA",
+    "load": "what it takes to have weights on the device, beside from_pretrained",
     "input": "what reading, decoding and packing take, beside transformers in a DataLoader",
 }
 """Name of the module in `bench` -> what it measures."""

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from tiny_llava import assert_close
 
-from astrollava_jax.models.attention import KERNELS, attention, choose, native
+from astrollava_jax.models import blocks
+from astrollava_jax.models.attention import KERNELS, attention, attention_mask, choose, native
 from astrollava_jax.sharding import MeshConfig, named
 
 ROWS, LENGTH = 4, 256
@@ -106,8 +107,45 @@ def test_splash_takes_heads_of_any_width(head_dim):
         assert_close(ours, theirs, what, 1e-5)
 
 
-@pytest.mark.parametrize("axes", [(2, 2, 2), (1, 4, 1)], ids=str)
-def test_on_a_mesh_each_device_does_its_own_rows_and_heads(axes):
+@pytest.mark.parametrize(
+    ("case", "heads", "length"),
+    [
+        ("causal", (4, 2), 200),
+        ("a window and a cap", (4, 1), LENGTH),
+        ("both ways, a window", (2, 2), LENGTH),
+    ],
+)
+def test_blocks_and_their_gradients_are_those_of_the_einsum(case, heads, length):
+    queries, keys = heads
+    arrays = [noise(n, seed)[:, :length] for seed, n in enumerate((queries, keys, keys))]
+    ids, weights = jnp.asarray(segment_ids())[:, :length], noise(queries, 3)[:, :length]
+    with jax.default_matmul_precision("highest"):
+        expected = with_gradients("xla", ids, weights, **CASES[case])(*arrays)
+        found = with_gradients("blocks", ids, weights, **CASES[case])(*arrays)
+    for what, ours, theirs in zip(("gathered", "of q", "of k", "of v"), found, expected):
+        assert_close(ours, theirs, what, 1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_blocks_that_hold_no_pair_are_passed_over(case, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK", 32)
+    how = {"causal": True, "window": None} | CASES[case]
+    causal, window = how["causal"], how["window"]
+    for ids in segment_ids():
+        pairs = attention_mask(jnp.asarray(ids)[None], causal=causal, window=window)[0]
+        held = np.asarray(pairs).reshape(8, 32, 8, 32).any(axis=(1, 3))
+        for of_keys, wanted in ((False, held), (True, held.T)):
+            first, last = blocks._reach((causal, window, None, 1.0, ""), jnp.asarray(ids), of_keys)
+            reached = [[a <= other < b for other in range(8)] for a, b in zip(first.tolist(), last)]
+            assert np.array_equal(reached, wanted)
+
+
+@pytest.mark.parametrize(
+    ("axes", "kernel"),
+    [((2, 2, 2), "interpreted"), ((1, 4, 1), "interpreted"), ((2, 2, 2), "blocks")],
+    ids=str,
+)
+def test_on_a_mesh_each_device_does_its_own_rows_and_heads(axes, kernel):
     data, fsdp, tensor = axes
     mesh = MeshConfig(data=data, fsdp=fsdp, tensor=tensor).build(
         jax.devices()[: data * fsdp * tensor]
@@ -120,7 +158,7 @@ def test_on_a_mesh_each_device_does_its_own_rows_and_heads(axes):
         with jax.set_mesh(mesh):
             layout = named(("batch", "length", "heads", "head_dim"), mesh)
             placed = [jax.device_put(array, layout) for array in arrays]
-            function = with_gradients("interpreted", ids, weights, **how)
+            function = with_gradients(kernel, ids, weights, **how)
             found = function(*placed)
             text = function.lower(*placed).compile().as_text()
     assert found[0].sharding.is_equivalent_to(layout, 4)
@@ -184,11 +222,14 @@ TPU, H200, CPU = device("tpu", "TPU v5 lite"), device("gpu", "NVIDIA H200"), dev
 
 
 def test_each_device_has_its_kernel_and_need_not_be_there():
-    assert native(TPU) == "splash" and native(H200) == "cudnn" and native(CPU) == "xla"
+    assert native(TPU) == "splash" and native(H200) == "cudnn" and native(CPU) == "blocks"
     assert native(device("gpu", "AMD Instinct MI300X")) == "xla"
     for own in (TPU, H200, CPU):
         assert choose("auto", own, queries(), None) == (native(own), None)
         assert choose("xla", own, queries(), None) == ("xla", None)
+    short = queries(length=blocks.SHORTEST - 1)  # faster whole
+    assert choose("auto", CPU, short, None) == ("xla", None)
+    assert choose("blocks", CPU, short, None) == ("blocks", None)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +272,7 @@ def test_an_nvidia_gpu_too_old_for_cudnn_has_xla_with_a_note(capability, kernel)
 
 
 def test_a_kernel_of_another_device_is_refused():
-    for wanted, own in (("splash", CPU), ("cudnn", TPU), ("splash", H200)):
+    for wanted, own in (("splash", CPU), ("cudnn", TPU), ("blocks", H200)):
         with pytest.raises(ValueError, match=f"{wanted} does not run on {own.device_kind}"):
             choose(wanted, own, queries(), None)
-    assert set(KERNELS) == {"xla", "splash", "cudnn", "interpreted"}
+    assert set(KERNELS) == {"xla", "splash", "cudnn", "blocks", "interpreted"}

@@ -1,0 +1,211 @@
+"""A step of training beside a PyTorch loop of transformers' LLaVA, on the device that is there.
+
+    astrollava bench train --work DIR [--shape smollm2] [--stage 1]
+
+Every program is a process of its own and takes the same steps of the same samples, from the same
+files of weights; on a CPU a few steps in turn, on an accelerator, whose memory holds one of them,
+one after the other. Three comparisons:
+
+    as used           theirs padded to the longest sample of a batch, ours packed into rows
+    token for token   both on our rows, theirs with positions and a mask that keep samples apart
+    torch.compile     the same two with theirs compiled, where PyTorch finds a C++ compiler
+
+Times include input, whose pictures stand at training size on both sides, and the update. All
+losses are printed side by side: in float32 they must agree, or the bench ends with 1. Processor
+time is that of the program with its workers; it depends less than the clock on what else the
+machine does. Writes DIR/train.json.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from astrollava_jax import files
+from astrollava_jax.bench import machine, train_job
+from astrollava_jax.bench.train_found import RATIOS, Found, faults, told
+from astrollava_jax.bench.train_job import MIXES, SHAPES, Job, in_parts
+from astrollava_jax.bench.turns import Program
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A program that is measured."""
+
+    about: str
+    module: str
+    arguments: tuple[str, ...] = ()
+
+
+_THEIRS = "astrollava_jax.bench.train_theirs"
+KINDS = {
+    "ours": Kind("ours, packed rows", "astrollava_jax.run.timed"),
+    "padded": Kind("transformers, padded batches", _THEIRS, ("padded",)),
+    "packed": Kind("transformers, the same packed rows", _THEIRS, ("packed",)),
+    "padded-compiled": Kind(
+        "transformers, padded, torch.compile", _THEIRS, ("padded", "--compile")
+    ),
+    "packed-compiled": Kind(
+        "transformers, packed, torch.compile", _THEIRS, ("packed", "--compile")
+    ),
+}
+"""What is measured, in this order; ours says what its steps hold and so comes first."""
+
+
+def measured(job: Job, names: Sequence[str], turns: int, steps: int) -> Found:
+    """Runs the programs of a job: `turns` turns of some steps each, and one before them."""
+    found = Found(steps, {}, {}, {})
+    with contextlib.ExitStack() as ending:
+        programs: dict[str, Program] = {}
+        for name in names:
+            programs[name] = ending.enter_context(_started(job, name, found))
+            found.facts[name] = programs[name].facts
+            found.turns[name] = [programs[name].take(steps)]
+            if found.facts["ours"]["platform"] != "cpu":  # there is no room for two
+                found.turns[name] += [programs[name].take(steps) for _ in range(turns)]
+                found.resident[name] = programs.pop(name).most_resident()
+                ending.pop_all().close()
+        for _ in range(turns if programs else 0):
+            for name, program in programs.items():
+                found.turns[name].append(program.take(steps))
+        found.resident.update({name: p.most_resident() for name, p in programs.items()})
+    return found
+
+
+def _started(job: Job, name: str, found: Found) -> Program:
+    kind = KINDS[name]
+    threads = {"PJRT_NPROC": str(job.threads), "OMP_NUM_THREADS": str(job.threads)}
+    if name == "ours":
+        return Program([kind.module, job.run, job.plan], threads)
+    platform = found.facts["ours"]["platform"]
+    return Program([kind.module, job.folder, *kind.arguments, "--platform", platform], threads)
+
+
+def compiles() -> str | None:
+    """Why `torch.compile` does not work here; None where it does."""
+    trial = "import torch; torch.compile(lambda x: x.exp() + 1)(torch.ones(8))"
+    done = subprocess.run([sys.executable, "-c", trial], capture_output=True, text=True)
+    if done.returncode == 0:
+        return None
+    return (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+
+
+def described(job: Job, found: Found) -> list[str]:
+    """What was measured, in words."""
+    facts, shape = found.facts["ours"], SHAPES[job.shape]
+    steps, samples = facts["steps"], facts["samples"]
+    at_a_time = job.rows_per_device or facts["rows"]
+    most = "all" if job.micro is None else f"at most {job.micro}"
+    return [
+        f"{job.shape}: {shape.about}; stage {job.stage} trains {facts['trained']:,} of "
+        f"{facts['parameters']:,} numbers; {job.precision}, on {facts['device']}",
+        f"steps of {samples / steps:.1f} samples as long as those of {job.mix}: mean "
+        f"{facts['tokens'] / samples:.0f} positions, {facts['learned'] / samples:.0f} learned",
+        f"ours in {facts['rows']} rows of {job.length}, {at_a_time} at a time, "
+        f"{facts['tokens'] / facts['positions']:.1%} filled; theirs padded, {most} samples of a "
+        f"step at a time, {facts['tokens'] / _padded(job):.1%} filled",
+        f"{job.threads} threads each, {job.workers} workers each for input; theirs with gradient "
+        f"checkpointing, {_attention(found)}; {steps} steps in all",
+    ]
+
+
+def _padded(job: Job) -> int:
+    """Positions of all batches that are padded to their longest."""
+    with files.open_read(job.plan) as handle:
+        plan = dict(np.load(handle))
+    steps = [plan["sample_tokens"][plan["sample_step"] == n].tolist() for n in range(job.steps)]
+    batches = (batch for step in steps for batch in in_parts(step, job.micro))
+    return sum(len(batch) * max(batch) for batch in batches)
+
+
+def _attention(found: Found) -> str:
+    names = {facts["attention"] for name, facts in found.facts.items() if name != "ours"}
+    return " and ".join(sorted(names)) or "not measured"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures and prints; 1 where losses do not agree."""
+    arguments = _arguments(argv)
+    job = _job(arguments)
+    names = [name for name in KINDS if name in ("ours", *arguments.programs)]
+    if any("compiled" in name for name in names) and (why := compiles()) is not None:
+        print(f"torch.compile does not work here, and is left out: {why}")
+        names = [name for name in names if "compiled" not in name]
+    print(machine.described(), flush=True)
+    files.remove(job.folder)
+    train_job.write(job, arguments.remat)
+    found = measured(job, names, arguments.turns, arguments.steps)
+    lines = described(job, found)
+    lines += told(found, job, {name: kind.about for name, kind in KINDS.items()})
+    wrong = faults(found, job)
+    print("\n".join([*lines, *wrong]) + ("" if wrong else "\nlosses as they must be"))
+    print(f"load at the end: {os.getloadavg()[0]:.1f}")
+    summary: dict[str, Any] = {"machine": machine.described(), "job": dataclasses.asdict(job)}
+    summary |= dataclasses.asdict(found) | {"faults": wrong}
+    for clock, what in ((False, "processor_ratios"), (True, "clock_ratios")):
+        summary[what] = {ratio.name: found.ratios(ratio, clock) for ratio in RATIOS}
+    files.write_json(files.join(arguments.work, "train.json"), summary)
+    return 1 if wrong else 0
+
+
+def _job(arguments: argparse.Namespace) -> Job:
+    shape = SHAPES[arguments.shape]
+    return Job(
+        folder=files.absolute(files.join(arguments.work, "job")),
+        shape=arguments.shape,
+        stage=arguments.stage,
+        mix=arguments.mix,
+        samples=None if arguments.rows else arguments.samples or shape.samples,
+        rows=arguments.rows,
+        length=arguments.length or shape.length,
+        steps=arguments.steps * (arguments.turns + 1),
+        precision=arguments.precision or shape.precision,
+        micro=arguments.micro,
+        rows_per_device=arguments.rows_per_device,
+        workers=arguments.workers,
+        threads=arguments.threads or os.cpu_count() or 1,
+    )
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="astrollava bench train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    shapes = "; ".join(f"{name}: {shape.about}" for name, shape in SHAPES.items())
+    add("--work", required=True, metavar="DIR", help="a folder for everything that is written")
+    add("--shape", choices=SHAPES, default="smollm2", help=f"the model (smollm2). {shapes}")
+    add("--stage", type=int, choices=train_job.RATES, default=1, help="1: projector; 2: all")
+    add("--mix", choices=MIXES, default="astrollava", help="whose lengths samples have")
+    held = parser.add_mutually_exclusive_group()
+    held.add_argument("--samples", type=int, metavar="N", help="of a step (by the shape)")
+    held.add_argument("--rows", type=int, metavar="N", help="of a step, with as many as they hold")
+    add("--length", type=int, metavar="N", help="positions of our rows (by the shape)")
+    add("--micro", type=int, metavar="N", help="most samples of theirs at a time (all)")
+    add("--rows-per-device", type=int, metavar="N", help="rows at a time, on both sides (all)")
+    add("--precision", choices=("float32", "bfloat16"), help="what is computed in (by the shape)")
+    add("--remat", default="full", help="of ours, as in a run (full: as gradient checkpointing)")
+    add("--turns", type=int, default=5, metavar="N", help="besides one to warm up (5)")
+    add("--steps", type=int, default=1, metavar="N", help="of a turn (1)")
+    add("--threads", type=int, metavar="N", help="of each program (all)")
+    add("--workers", type=int, default=0, metavar="N", help="of each that read pictures (0)")
+    add(
+        "--programs",
+        nargs="+",
+        choices=[name for name in KINDS if name != "ours"],
+        default=[name for name in KINDS if name != "ours"],
+        help="beside ours (all)",
+    )
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
