@@ -41,14 +41,32 @@ def test_int8_of_several_inputs_has_one_scale_for_each_output():
 
 
 def test_nf4_by_hand():
-    """Four inputs are one block; its largest number, -2, is the unit; two codes in a byte."""
+    """Four inputs are one block; its largest number, -4, is the unit; two codes in a byte."""
     kernel = jnp.array([[2.0], [-1.0], [0.1], [-4.0]])
     form = Nf4.of(kernel, outputs=1)
     # In units of 4: 0.5, -0.25, 0.025, -1. Levels nearest: 0.4407 (12), -0.2844 (4), 0 (7), -1 (0)
     assert form.scales.tolist() == [[4.0]]
-    assert form.codes.tolist() == [[12 * 16 + 4], [7 * 16 + 0]]
+    # Of both halves of the block, those at the same place share a byte.
+    assert form.codes.tolist() == [[12 * 16 + 7], [4 * 16 + 0]]
     expected = 4 * NF4_LEVELS[[12, 4, 7, 0]]
     np.testing.assert_allclose(form.astype(jnp.float32)[:, 0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_every_byte_of_nf4_gives_its_two_levels_times_their_scale_to_the_last_bit(dtype, outputs):
+    """A column holds all 256 bytes, in 8 blocks of 64 numbers."""
+    codes = np.broadcast_to(
+        np.arange(256, dtype=np.uint8).reshape(256, *[1] * outputs), (256, *[3] * outputs)
+    )
+    scales = np.abs(noise(8, *[3] * outputs))
+    form = Nf4(jnp.asarray(codes), jnp.asarray(scales), -outputs - 1)
+    blocks = codes.reshape(8, 32, *[3] * outputs)
+    both = np.concatenate([NF4_LEVELS[blocks >> 4], NF4_LEVELS[blocks & 15]], axis=1)
+    expected = (both * scales[:, None]).astype(dtype).reshape(512, *[3] * outputs)
+    found = np.asarray(jax.jit(lambda form: form.astype(dtype))(form))
+    assert found.dtype == expected.dtype
+    assert np.array_equal(found.view(np.uint8), expected.view(np.uint8))
 
 
 def test_the_levels_are_the_quantiles_of_the_paper():
