@@ -158,6 +158,30 @@ def test_a_stored_kernel_gives_what_its_numbers_give_and_so_do_gradients(form, r
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_nothing_as_large_as_a_kernel_is_made_before_the_loop_over_layers(form):
+    """Scan does before its loop what owes nothing to a layer, such as a constant in all places."""
+    config = LoraConfig(rank=4, alpha=4.0, targets=("llm/layers/proj",))
+    graphdef, params = split(attach(Model(), config, jax.random.key(0)))
+    kernel = params.pop(KERNEL)
+    stored = jax.eval_shape(stores(Model(), form)[KERNEL], kernel)
+
+    def loss(adapters, kernel, x):
+        layers = merge(graphdef, {**adapters, KERNEL: kernel}).llm.layers
+
+        def apply(layer, x):
+            return layer.proj(x.reshape(3, 2, WIDTH // 2))
+
+        return jnp.sum(walk(layers, x, apply, remat="full"))
+
+    program = jax.make_jaxpr(jax.grad(loss))(params, stored, jnp.ones((3, WIDTH)))
+    names = [equation.primitive.name for equation in program.eqns]
+    assert names.count("scan") == 2, "forward and backward"
+    before = [equation for equation in program.eqns if equation.primitive.name != "scan"]
+    largest = max(made.aval.size for equation in before for made in equation.outvars)
+    assert largest < kernel.size // DEPTH
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_a_stored_kernel_lies_where_the_kernel_lay(form):
     mesh = MeshConfig(fsdp=4, tensor=2).build()
     sharding = named(("layers", "heads", None, "embed"), mesh)
