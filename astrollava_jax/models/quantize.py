@@ -115,10 +115,7 @@ class Nf4:
         axis, size = self.axis, 2 * self.codes.shape[self.axis]
         packed = _split(self.codes, axis, size // 2 // self.scales.shape[axis])
         at = packed.ndim + axis
-        # Of a constant that owes nothing to the layer, scan would make what is made of it before
-        # the loop, as large as the kernel.
         down = jnp.array([4, 0], jnp.uint8).reshape(2, *[1] * -axis)
-        packed, down = jax.lax.optimization_barrier((packed, down))
         codes = jnp.expand_dims(packed, at) >> down & 15
         numbers = (_levels(codes) * jnp.expand_dims(self.scales, (at, at + 1))).astype(dtype)
         # XLA would look through the reshape, and write out each scale as often as it is used.
@@ -129,8 +126,8 @@ class Nf4:
 def _levels(codes: Integer[Array, "..."]) -> Float32[Array, "..."]:
     """The level of each code, chosen bit by bit: a TPU has no fast way to look into a table.
 
-    The first choice is between constants: by arithmetic on their bits, as they would else be
-    written out in the shape of the codes.
+    The first choice is between constants: by arithmetic on their bits, for `where` gives them the
+    shape of the codes, and a scan that is differentiated makes such arrays before its loop.
     """
     wide = codes.astype(jnp.int32)
     is_odd = -(wide & 1)
