@@ -11,14 +11,14 @@ saved; `dots` and `full` make them again.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32, Integer
 
 from astrollava_jax.models.layers import linears
 from astrollava_jax.sharding import fitting
@@ -71,9 +71,11 @@ class Int8:
 class Nf4:
     """One of 16 levels for each number, times the largest number of its block, in float32.
 
-    Blocks lie along the last input dim, and so do the two codes of a byte, the first in the upper
-    half, as in bitsandbytes. The scales are not quantised again (QLoRA's second quantisation saves
-    another 0.37 bits per number).
+    Blocks lie along the last input dim. A byte holds a code of the first half of its block in the
+    upper bits, and below it the code at the same place of the second half: neighbours, which
+    bitsandbytes pairs, lie in the same tile of a TPU's memory, and would have to be sorted into one
+    another there. The scales are not quantised again (QLoRA's second quantisation saves another
+    0.37 bits per number).
     """
 
     codes: Any
@@ -104,19 +106,37 @@ class Nf4:
         codes = jnp.zeros(unit.shape, jnp.uint8)
         for middle in between:
             codes += unit > middle
-        first, second = jnp.split(_split(codes.reshape(kernel.shape), axis, 2), 2, axis=axis)
-        packed = (first << 4 | second).squeeze(axis)
+        first, second = jnp.split(codes, 2, axis=axis)
+        packed = (first << 4 | second).reshape(_with_size(kernel.shape, axis, size // 2))
         return cls(packed, scales.squeeze(axis), axis)
 
     def astype(self, dtype: Any) -> Array:
         """The kernel: level x scale."""
-        axis, half = self.axis, self.codes.shape[self.axis]
-        codes = jnp.stack([self.codes >> 4, self.codes & 15], axis=self.codes.ndim + axis + 1)
-        shape = list(self.codes.shape)
-        shape[axis] = 2 * half
-        levels = jnp.asarray(NF4_LEVELS)[codes.reshape(shape)]
-        blocks = _split(levels, axis, 2 * half // self.scales.shape[axis])
-        return (blocks * jnp.expand_dims(self.scales, axis)).reshape(shape).astype(dtype)
+        axis, size = self.axis, 2 * self.codes.shape[self.axis]
+        packed = _split(self.codes, axis, size // 2 // self.scales.shape[axis])
+        at = packed.ndim + axis
+        down = jnp.array([4, 0], jnp.uint8).reshape(2, *[1] * -axis)
+        codes = jnp.expand_dims(packed, at) >> down & 15
+        numbers = (_levels(codes) * jnp.expand_dims(self.scales, (at, at + 1))).astype(dtype)
+        # XLA would look through the reshape, and write out each scale as often as it is used.
+        numbers = jax.lax.optimization_barrier(numbers)
+        return numbers.reshape(_with_size(self.codes.shape, axis, size))
+
+
+def _levels(codes: Integer[Array, "..."]) -> Float32[Array, "..."]:
+    """The level of each code, chosen bit by bit: a TPU has no fast way to look into a table.
+
+    The first choice is between constants: by arithmetic on their bits, for `where` gives them the
+    shape of the codes, and a scan that is differentiated makes such arrays before its loop.
+    """
+    wide = codes.astype(jnp.int32)
+    is_odd = -(wide & 1)
+    bits = NF4_LEVELS.view(np.int32).tolist()
+    chosen = [is_odd & (even ^ odd) ^ even for even, odd in zip(bits[::2], bits[1::2])]
+    for bit in (1, 2, 3):
+        is_set = (wide >> bit & 1).astype(bool)
+        chosen = [jnp.where(is_set, one, zero) for zero, one in zip(chosen[::2], chosen[1::2])]
+    return jax.lax.bitcast_convert_type(chosen[0], jnp.float32)
 
 
 Form = Literal["int8", "nf4"]
@@ -168,6 +188,12 @@ def _store(form: Any, outputs: int, kernel: Float[Array, "L ..."]) -> Stored:
 
 def _outputs(linear: Any) -> int:
     return len(linear.kernel.get_metadata("axes")) - linear.num_inputs
+
+
+def _with_size(shape: Sequence[int], axis: int, size: int) -> tuple[int, ...]:
+    """The shape with another size at `axis`, counted from the end."""
+    at = len(shape) + axis
+    return (*shape[:at], size, *shape[at + 1 :])
 
 
 def _split(x: Array, axis: int, size: int) -> Array:

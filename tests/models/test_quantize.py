@@ -41,14 +41,32 @@ def test_int8_of_several_inputs_has_one_scale_for_each_output():
 
 
 def test_nf4_by_hand():
-    """Four inputs are one block; its largest number, -2, is the unit; two codes in a byte."""
+    """Four inputs are one block; its largest number, -4, is the unit; two codes in a byte."""
     kernel = jnp.array([[2.0], [-1.0], [0.1], [-4.0]])
     form = Nf4.of(kernel, outputs=1)
     # In units of 4: 0.5, -0.25, 0.025, -1. Levels nearest: 0.4407 (12), -0.2844 (4), 0 (7), -1 (0)
     assert form.scales.tolist() == [[4.0]]
-    assert form.codes.tolist() == [[12 * 16 + 4], [7 * 16 + 0]]
+    # Of both halves of the block, those at the same place share a byte.
+    assert form.codes.tolist() == [[12 * 16 + 7], [4 * 16 + 0]]
     expected = 4 * NF4_LEVELS[[12, 4, 7, 0]]
     np.testing.assert_allclose(form.astype(jnp.float32)[:, 0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_every_byte_of_nf4_gives_its_two_levels_times_their_scale_to_the_last_bit(dtype, outputs):
+    """A column holds all 256 bytes, in 8 blocks of 64 numbers."""
+    codes = np.broadcast_to(
+        np.arange(256, dtype=np.uint8).reshape(256, *[1] * outputs), (256, *[3] * outputs)
+    )
+    scales = np.abs(noise(8, *[3] * outputs))
+    form = Nf4(jnp.asarray(codes), jnp.asarray(scales), -outputs - 1)
+    blocks = codes.reshape(8, 32, *[3] * outputs)
+    both = np.concatenate([NF4_LEVELS[blocks >> 4], NF4_LEVELS[blocks & 15]], axis=1)
+    expected = (both * scales[:, None]).astype(dtype).reshape(512, *[3] * outputs)
+    found = np.asarray(jax.jit(lambda form: form.astype(dtype))(form))
+    assert found.dtype == expected.dtype
+    assert np.array_equal(found.view(np.uint8), expected.view(np.uint8))
 
 
 def test_the_levels_are_the_quantiles_of_the_paper():
@@ -137,6 +155,30 @@ def test_a_stored_kernel_gives_what_its_numbers_give_and_so_do_gradients(form, r
     for address, gradient in expected[1].items():
         assert np.abs(gradient).max() > 0
         assert_close(found[1][address], gradient, address, 1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_as_large_as_a_kernel_is_made_before_the_loop_over_layers(form):
+    """Scan does before its loop what owes nothing to a layer, such as a constant in all places."""
+    config = LoraConfig(rank=4, alpha=4.0, targets=("llm/layers/proj",))
+    graphdef, params = split(attach(Model(), config, jax.random.key(0)))
+    kernel = params.pop(KERNEL)
+    stored = jax.eval_shape(stores(Model(), form)[KERNEL], kernel)
+
+    def loss(adapters, kernel, x):
+        layers = merge(graphdef, {**adapters, KERNEL: kernel}).llm.layers
+
+        def apply(layer, x):
+            return layer.proj(x.reshape(3, 2, WIDTH // 2))
+
+        return jnp.sum(walk(layers, x, apply, remat="full"))
+
+    program = jax.make_jaxpr(jax.grad(loss))(params, stored, jnp.ones((3, WIDTH)))
+    names = [equation.primitive.name for equation in program.eqns]
+    assert names.count("scan") == 2, "forward and backward"
+    before = [equation for equation in program.eqns if equation.primitive.name != "scan"]
+    largest = max(made.aval.size for equation in before for made in equation.outvars)
+    assert largest < kernel.size // DEPTH
 
 
 @pytest.mark.parametrize("form", FORMS)
