@@ -2,12 +2,9 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from astrollava_jax.planning.program import BREAKDOWN, first_line
 from astrollava_jax.planning.roofline import reliance
@@ -19,8 +16,6 @@ from astrollava_jax.run.plan import Machine, plan
 from astrollava_jax.run.sweep_settings import settings
 from astrollava_jax.sharding import MeshConfig
 from astrollava_jax.weights.outline import Outline
-
-_WORDS = ("setting", "verdict")
 
 
 def show_sweep(
@@ -45,13 +40,12 @@ def show_sweep(
     """
     topology = estimate.check(where, "--sweep")
     tried = with_plain(settings(run, where, outline, words, rows_per_chip), run.attention)
-    told = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
-    told.print(f"{len(tried)} settings; {reliance(topology.chip)}")
+    print(f"{len(tried)} settings; {reliance(topology.chip)}", file=sys.stderr)
     rows: list[Row] = []
     compile_step = _Compile(run, where, outline)
     for row in sweep(tried, compile_step, length=run.batch.length, attention=run.attention):
         rows.append(row)
-        told.print(f"[{len(rows)}/{len(tried)}] {_line(row)}")
+        print(f"[{len(rows)}/{len(tried)}] {_line(row)}", file=sys.stderr, flush=True)
         if as_json:
             print(json.dumps(facts(row) | {"reliance": reliance(topology.chip)}), flush=True)
     if not as_json:
@@ -132,16 +126,16 @@ def _line(row: Row) -> str:
 
 
 def _show(rows: Sequence[Row], machine: str, reliance: str) -> None:
-    """Prints the settings in their order, as a table that Markdown takes too."""
-    table = Table(box=box.MARKDOWN)
-    for name in HEAD:
-        table.add_column(name, no_wrap=True, justify="left" if name in _WORDS else "right")
-    for row in rows:
-        table.add_row(*row.cells())
-    # As wide as it must be: a terminal breaks its lines, a file keeps them whole.
-    console = Console(width=1000, markup=False, highlight=False)
-    console.print(f"settings on {machine}, ranked by the model; times are {reliance}")
-    console.print(table)
+    """Prints the settings in their order, as a table that Markdown takes too.
+
+    Lines are as wide as they must be: a terminal breaks them, a file keeps them whole.
+    """
+    print(f"settings on {machine}, ranked by the model; times are {reliance}\n")
+    lines = [HEAD, *(row.cells() for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    rule = [width * "-" for width in widths]
+    for cells in (lines[0], rule, *lines[1:]):
+        print("|", " | ".join(cell.ljust(width) for cell, width in zip(cells, widths)), "|")
     for row in rows:
         if row.compiled.why:
-            console.print(f"{row.verdict}: {row.setting}: {row.compiled.why}")
+            print(f"{row.verdict}: {row.setting}: {row.compiled.why}")
