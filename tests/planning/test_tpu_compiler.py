@@ -110,14 +110,13 @@ def test_memory_is_what_it_was(two_layers):
 
 @pytest.mark.slow
 def test_a_sweep_ranks_what_the_compiler_makes_of_its_settings(stage1):
-    argv = [*stage1, "--sweep", "mesh=fsdp", "remat=full,attention"]
+    argv = [*stage1, "--sweep", "mesh=fsdp", "remat=attention"]
     lines = told(*argv, program=PROGRAM, JAX_OPTIMIZATION_LEVEL="O1").splitlines()
-    plain, full, attention = map(json.loads, lines)
-    assert [row["plain"] for row in (plain, full, attention)] == [True, False, False]
-    assert plain["options"] == {} and full["options"], "v5e has options of its own"
-    assert {row["verdict"] for row in (plain, full, attention)} == {"fits"}
-    assert full["needed_bytes"] < attention["needed_bytes"], "kept for the backward pass"
-    kernels = [row["modelled"]["attention_kernel_seconds"] for row in (full, attention)]
+    plain, attention = map(json.loads, lines)
+    assert [row["plain"] for row in (plain, attention)] == [True, False]
+    assert plain["options"] == {} and attention["options"], "v5e has options of its own"
+    assert {row["verdict"] for row in (plain, attention)} == {"fits"}
+    kernels = [row["modelled"]["attention_kernel_seconds"] for row in (plain, attention)]
     assert kernels[0] > kernels[1] > 0, "the first of three kernels runs once, and not twice"
     times = [row["modelled"]["step_seconds"] for row in (plain, attention)]
     ratio = attention["modelled"]["time_per_token_of_plain"]
