@@ -20,6 +20,18 @@ Any key of the file can be replaced, as for `train`: --remat dots --mesh.tensor 
 
 Exit codes: 0 it fits; 3 it was compiled and does not fit, then settings that may are tried, the
 least harmful first; 2 a mistake in what was asked.
+
+--sweep compiles several settings in one go, which takes some minutes each, tells each on stderr as
+it is done (and with --json on stdout, a line each), and prints a ranked table. Times are a model's,
+for ranking only; beside each is its time per token as a part of plain FSDP's, of as many rows per
+chip: all in slices, remat full, no compiler options. Axes and their values:
+  rows=2,4,8                     rows of a chip at a time; by default those of the batch
+  mesh=file,fsdp,copies,data2,tensor2,tensor4    the file's; all in slices; the frozen weights whole
+                                 on every chip; all twice; two or four chips to a row
+  remat=none,dots,attention,full,offload
+  options=table,none             what `train` tells the compiler of this chip, or nothing
+  attention=auto,xla,splash
+Code 0 then says that one of them fits, 3 that none does.
 """
 
 
@@ -48,9 +60,14 @@ def main(argv: list[str]) -> None:
         "--estimate", action="store_true",
         help="model the step's time too: for ranking, no promise",
     )  # fmt: skip
+    parser.add_argument(
+        "--sweep", nargs="*", metavar="AXIS=A,B",
+        help="compile several settings and rank them by modelled time; AXIS is one of rows (per "
+        "chip), mesh, remat, options, attention; without any, some ten that are likely",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    own = ("--help", "--topology", "--rows-per-chip", "--shape", "--estimate", "--json")
-    overrides, rest = split_overrides(argv, own)
+    own = "--help --topology --rows-per-chip --shape --estimate --sweep --json"
+    overrides, rest = split_overrides(argv, own.split())
     arguments = parser.parse_args(rest)
     if arguments.topology != "local":
         _prepare_compiler()
@@ -66,6 +83,7 @@ def main(argv: list[str]) -> None:
         rows_per_chip=arguments.rows_per_chip,
         as_json=arguments.json,
         with_estimate=arguments.estimate,
+        axes=arguments.sweep,
     )
     if not fits:
         sys.exit(DOES_NOT_FIT)

@@ -19,6 +19,10 @@ _TOO_LARGE = (
 """The wordings of a program that needs more memory than a chip has."""
 
 
+BREAKDOWN = (NotImplementedError, jax.errors.JaxRuntimeError)
+"""What the compiler and those before it raise where they have no way to compile a program."""
+
+
 class DoesNotFit(Exception):
     """The compiler has refused a program for its memory."""
 
@@ -99,6 +103,11 @@ def too_large(message: str) -> DoesNotFit | None:
             needed, available = _bytes(size, unit), _bytes(limit, of)
             return DoesNotFit(needed, available)
     return None
+
+
+def first_line(error: Exception) -> str:
+    """What an error says before all that only its makers read."""
+    return (str(error).splitlines() or [repr(error)])[0]
 
 
 def bytes_per_chip(arrays: Any) -> int:

@@ -47,15 +47,19 @@ def estimated(planned: Planned) -> tuple[Modelled, Estimate] | None:
     )
 
 
-def check(machine: Machine) -> Topology:
+def check(machine: Machine, option: str = "--estimate") -> Topology:
     """What the model needs to know of a machine.
+
+    Args:
+        machine: the machine.
+        option: what asked for a modelled time.
 
     Raises:
         ValueError: if the machine is not in the table.
     """
     if machine.topology is None:
         raise ValueError(
-            f"--estimate: {machine.name} is not in the table of topologies; time the step itself, "
+            f"{option}: {machine.name} is not in the table of topologies; time the step itself, "
             "there where it runs"
         )
     return machine.topology
@@ -65,15 +69,22 @@ def facts(step: Modelled, found: Estimate) -> dict[str, Any]:
     """The same as plain values, in seconds."""
     return {
         "reliance": found.reliance,
-        "step_seconds": found.step_seconds,
-        "compute_seconds": step.compute_seconds,
-        "attention_kernel_seconds": step.kernel_seconds,
-        "exposed_seconds": dict(step.exposed_seconds),
-        "copy_seconds": step.copy_seconds,
+        **parts(step),
         "mfu": found.mfu,
         "mfu_without_waiting": found.mfu_without_waiting,
         "samples_per_second": found.samples_per_second,
         "hours": found.hours,
+    }
+
+
+def parts(step: Modelled) -> dict[str, Any]:
+    """The modelled time of a step and what it is made of, in seconds."""
+    return {
+        "step_seconds": step.seconds,
+        "compute_seconds": step.compute_seconds,
+        "attention_kernel_seconds": step.kernel_seconds,
+        "exposed_seconds": dict(step.exposed_seconds),
+        "copy_seconds": step.copy_seconds,
         "without_a_time": dict(step.unknown),
     }
 
@@ -81,14 +92,14 @@ def facts(step: Modelled, found: Estimate) -> dict[str, Any]:
 def show(console: Console, step: Modelled, found: Estimate) -> None:
     """Prints it."""
     waits = [f"{kind} {seconds * 1e3:.1f}" for kind, seconds in step.exposed_seconds.items()]
-    parts = [
+    told = [
         f"compute {step.compute_seconds * 1e3:.1f}",
         f"attention kernels {step.kernel_seconds * 1e3:.1f}",
         *[f"waiting for {wait}" for wait in waits],
         f"waiting for copies {step.copy_seconds * 1e3:.1f}",
     ]
     console.print(f"\nESTIMATE ({found.reliance})")
-    console.print(f"  step {found.step_seconds * 1e3:.1f} ms: {', '.join(parts)}")
+    console.print(f"  step {found.step_seconds * 1e3:.1f} ms: {', '.join(told)}")
     console.print(
         f"  MFU {found.mfu:.1%} ({found.mfu_without_waiting:.1%} if nothing were waited for), "
         f"{found.samples_per_second:.1f} samples/s"

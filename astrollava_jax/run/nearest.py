@@ -4,9 +4,8 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
-
 from astrollava_jax.models.quantize import FORMS
+from astrollava_jax.planning.program import BREAKDOWN, first_line
 from astrollava_jax.run.config import RunConfig
 from astrollava_jax.run.plan import Planned
 from astrollava_jax.sharding import MeshConfig
@@ -65,8 +64,8 @@ def nearest(
             except ValueError as error:  # nothing frozen to store, or axes that divide nothing
                 yield Try(told, None, str(error))
                 continue
-            except (NotImplementedError, jax.errors.JaxRuntimeError) as error:  # the compiler's own
-                yield Try(told, None, (str(error).splitlines() or [repr(error)])[0])
+            except BREAKDOWN as error:
+                yield Try(told, None, first_line(error))
                 continue
             yield Try(told, planned)
             if planned.fits:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from astrollava_jax.compiler import Options
 from astrollava_jax.meshing import Frozen
 from astrollava_jax.planning.hlo import Collective
 from astrollava_jax.planning.program import DoesNotFit, Memory, bytes_per_chip, compile_program
@@ -97,7 +98,10 @@ def machine(name: str) -> Machine:
     return Machine(devices[0].device_kind, devices, usable, None)
 
 
-def plan(run: RunConfig, where: Machine, outline: Outline, *, throughput: bool = False) -> Planned:
+def plan(
+    run: RunConfig, where: Machine, outline: Outline, *, throughput: bool = False,
+    told: Options | None = None,
+) -> Planned:  # fmt: skip
     """Compiles the run's step for a machine, by the code by which `train` compiles it.
 
     Args:
@@ -105,6 +109,7 @@ def plan(run: RunConfig, where: Machine, outline: Outline, *, throughput: bool =
         where: the machine.
         outline: what it trains.
         throughput: take a step of `batch.rows_per_device` rows on each chip in place of the batch.
+        told: all that the compiler is told; None = what `train` would tell it.
 
     Raises:
         ValueError: if model, batch and mesh do not go together; the user's mistakes.
@@ -117,8 +122,9 @@ def plan(run: RunConfig, where: Machine, outline: Outline, *, throughput: bool =
         run = dataclasses.replace(run, batch=batch)
     rows = planned_rows(run, config.image_facts, rows_unit(run, mesh), outline.tokenizer_folder)
     stage = build(
-        run, model, mesh, rows=rows.count, samples=rows.samples, updates=100, frozen=choice.frozen
-    )
+        run, model, mesh, rows=rows.count, samples=rows.samples, updates=100, frozen=choice.frozen,
+        told=told,
+    )  # fmt: skip
     arguments = abstract_arguments(stage, run, rows.shape, config.image_facts, rows.count)
     state, frozen, batch = arguments
     memory, refused, text, exchanged = None, None, "", []

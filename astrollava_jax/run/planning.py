@@ -1,6 +1,7 @@
 """`plan` from a run's config to what is printed."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from rich.console import Console
 
@@ -9,6 +10,7 @@ from astrollava_jax.run.config import RunConfig
 from astrollava_jax.run.nearest import Try, nearest
 from astrollava_jax.run.plan import Planned, machine, plan
 from astrollava_jax.run.planned_model import planned_model
+from astrollava_jax.run.sweeping import show_sweep
 
 
 def show_plan(
@@ -20,6 +22,7 @@ def show_plan(
     rows_per_chip: int | None = None,
     as_json: bool = False,
     with_estimate: bool = False,
+    axes: Sequence[str] | None = None,
 ) -> bool:
     """Compiles a run's step for a machine, and prints what is known of it then.
 
@@ -33,9 +36,10 @@ def show_plan(
         rows_per_chip: a step has so many rows on each chip, whatever the batch of the run.
         as_json: print JSON in place of tables.
         with_estimate: model the step's time too.
+        axes: compile several settings instead, and rank them: see `show_sweep`.
 
     Returns:
-        Whether the run as it was asked for fits.
+        Whether the run as it was asked for fits, or any of the settings.
 
     Raises:
         ValueError, FileNotFoundError: the user's mistakes, each with what to do.
@@ -45,10 +49,9 @@ def show_plan(
         estimate.check(where)  # before a compilation that takes minutes
     throughput = rows_per_chip is not None
     if rows_per_chip is not None:
-        if rows_per_chip < 1:
-            raise ValueError(f"--rows-per-chip is {rows_per_chip}, expected at least 1")
-        batch = dataclasses.replace(run.batch, rows_per_device=rows_per_chip)
-        run = dataclasses.replace(run, batch=batch)
+        run = _with_rows(run, rows_per_chip)
+    if axes is not None:
+        return show_sweep(run, where, outline, axes, rows_per_chip=rows_per_chip, as_json=as_json)
 
     def compile_step(run: RunConfig) -> Planned:
         return plan(run, where, outline, throughput=throughput)
@@ -69,3 +72,10 @@ def show_plan(
     if as_json:
         print(plan_report.as_json(planned, tries, modelled))
     return planned.fits
+
+
+def _with_rows(run: RunConfig, rows_per_chip: int) -> RunConfig:
+    if rows_per_chip < 1:
+        raise ValueError(f"--rows-per-chip is {rows_per_chip}, expected at least 1")
+    batch = dataclasses.replace(run.batch, rows_per_device=rows_per_chip)
+    return dataclasses.replace(run, batch=batch)

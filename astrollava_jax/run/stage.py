@@ -149,7 +149,7 @@ def rows_unit(run: RunConfig, mesh: Mesh) -> int:
 
 def build(
     run: RunConfig, model: Model, mesh: Mesh, *, rows: int, samples: int, updates: int,
-    frozen: Frozen = "sharded",
+    frozen: Frozen = "sharded", told: compiler.Options | None = None,
 ) -> Stage:  # fmt: skip
     """The stage on a mesh.
 
@@ -161,6 +161,8 @@ def build(
         samples: the most that a step holds.
         updates: the schedule's length.
         frozen: whether what does not train is whole on every device of fsdp.
+        told: all that the compiler is told; None = what it is told for such devices, and the run's
+            own options.
 
     Raises:
         ValueError: if the mesh does not divide the model, or `attention` cannot be had there.
@@ -169,15 +171,11 @@ def build(
     rows_per_device = run.batch.rows_per_device or rows // rows_multiple(mesh)
     optimizer = AdamW(run.optimizer, model.fates, updates)
     compute = jnp.dtype(run.precision.compute)
-    trained = {address: shardings[address] for address in model.trainable}
-    everywhere = replicated(mesh)
     spike = run.bad_numbers.spike
-    history = None if spike is None else History(everywhere, everywhere, everywhere)  # pyright: ignore
-    moments = AdamState(everywhere, trained, trained)  # pyright: ignore
-    state = TrainState(trained, moments, history)
+    state = _state_shardings(model, shardings, spike, everywhere := replicated(mesh))
     kernel, note = _attention(run, model, mesh, rows)
-    told = compiler.options(mesh.devices.flat[0], run.compiler_options)
-    jit = functools.partial(jax.jit, compiler_options=told)
+    options = compiler.options(mesh.devices.flat[0], run.compiler_options)
+    jit = functools.partial(jax.jit, compiler_options=options if told is None else told)
     step = make_train_step(
         model.graphdef,
         optimizer,
@@ -214,6 +212,17 @@ def _attention(run: RunConfig, model: Model, mesh: Mesh, rows: int) -> tuple[Ker
     llm, compute = model.config.llm, jnp.dtype(run.precision.compute)
     queries = jax.ShapeDtypeStruct((rows, run.batch.length, llm.num_heads, llm.head_dim), compute)
     return choose(run.attention, mesh.devices.flat[0], queries, llm.scores_softcap)
+
+
+def _state_shardings(
+    model: Model, shardings: dict[str, NamedSharding], spike: SpikeConfig | None,
+    everywhere: NamedSharding,
+) -> TrainState:  # fmt: skip
+    """Where what a step changes lies: moments as their parameters, all else `everywhere`."""
+    trained = {address: shardings[address] for address in model.trainable}
+    history = None if spike is None else History(everywhere, everywhere, everywhere)  # pyright: ignore
+    moments = AdamState(everywhere, trained, trained)  # pyright: ignore
+    return TrainState(trained, moments, history)
 
 
 def _shardings(model: Model, mesh: Mesh, frozen: Frozen) -> dict[str, NamedSharding]:

@@ -3,19 +3,27 @@
 import dataclasses
 
 import pytest
-from planning_programs import CHIP, program, work
 
-from astrollava_jax.planning.sweep import HEAD, Compiled, Row, Setting, plain, sweep
+from astrollava_jax.planning.schedule import Modelled
+from astrollava_jax.planning.sweep import HEAD, Compiled, Row, Setting, plain, ranked, sweep
 
 LENGTH = 1000
 PLAIN = Setting((("fsdp", 4),), 2, "full")
 OPTION = Setting((("fsdp", 4),), 2, "full", (("xla_flag", "1"),))
 SAVING = Setting((("fsdp", 4),), 2, "dots")
 LARGE = Setting((("data", 2), ("fsdp", 2)), 16, "full")
+MANY = Setting((("fsdp", 4),), 16, "full")
 
 GIB = 2**30
-TIMES = {PLAIN: 2000, OPTION: 1500, Setting((("fsdp", 4),), 16, "full"): 12000}
+TIMES = {PLAIN: 2000, OPTION: 1500, MANY: 12000}
 """Setting -> microseconds of its step; the others do not fit."""
+
+
+def takes(microseconds: float, **known) -> Compiled:
+    """A step that waits for a third of its time."""
+    busy, waiting = microseconds * 2e-6 / 3, microseconds * 1e-6 / 3
+    step = Modelled(busy, 0.0, {"all-gather": waiting}, 0.0, {"fusion": 2})
+    return Compiled(True, 3 * GIB, 48, step, mfu=0.25, **known)
 
 
 class Compiler:
@@ -27,52 +35,58 @@ class Compiler:
     def __call__(self, setting: Setting) -> Compiled:
         self.asked.append(setting)
         if setting not in TIMES:
-            return Compiled(fits=False, why="Ran out of memory on HBM")
-        return Compiled(True, 3 * GIB, program(work(TIMES[setting])))
+            return Compiled(False, 5 * GIB, 48)
+        return takes(TIMES[setting])
 
 
-def ranked(*settings: Setting, compiler=None) -> list[Row]:
-    return sweep(settings, compiler or Compiler(), length=LENGTH, chip=CHIP)
+def swept(*settings: Setting, compiler=None) -> list[Row]:
+    return list(sweep(settings, compiler or Compiler(), length=LENGTH))
 
 
 def test_the_fastest_per_token_comes_first_and_what_does_not_fit_last():
-    many = Setting((("fsdp", 4),), 16, "full")
-    rows = ranked(SAVING, PLAIN, OPTION, LARGE, many)
-    assert [row.setting for row in rows] == [OPTION, many, PLAIN, SAVING, LARGE]
+    rows = ranked(swept(SAVING, PLAIN, OPTION, LARGE, MANY))
+    assert [row.setting for row in rows] == [OPTION, MANY, PLAIN, SAVING, LARGE]
     assert [row.compiled.fits for row in rows] == [True, True, True, False, False]
     speeds = [row.tokens_per_second for row in rows[:3]]
     assert speeds == pytest.approx([2000 / 1500e-6, 16000 / 12000e-6, 2000 / 2000e-6])
 
 
-def test_no_time_is_spent_on_a_plain_setting_that_nothing_is_compared_with():
+def test_the_plain_setting_of_as_many_rows_is_compiled_before_those_compared_with_it():
     compiler = Compiler()
-    assert [row.setting for row in ranked(SAVING, compiler=compiler)] == [SAVING]
-    assert compiler.asked == [SAVING]
+    rows = swept(OPTION, SAVING, LARGE, compiler=compiler)
+    assert compiler.asked == [PLAIN, OPTION, SAVING, MANY, LARGE]
+    assert [row.setting for row in rows] == compiler.asked
+    assert [row.is_plain for row in rows] == [True, False, False, True, False]
+    ratios = [row.ratio for row in rows]
+    assert ratios == [1, pytest.approx(0.75), None, 1, None]
 
 
-def test_each_is_compared_with_plain_fsdp_of_as_many_rows_in_the_same_sweep():
-    rows = {row.setting: row for row in ranked(OPTION)}
-    assert set(rows) == {OPTION, PLAIN}, "the plain one is compiled too"
-    assert rows[OPTION].ratio == pytest.approx(0.75)
-    assert (rows[PLAIN].ratio, rows[PLAIN].is_plain, rows[OPTION].is_plain) == (1, True, False)
+def test_each_is_told_before_the_next_is_compiled():
+    compiler = Compiler()
+    for number, row in enumerate(sweep([OPTION, SAVING], compiler, length=LENGTH), 1):
+        assert compiler.asked[-1] == row.setting and len(compiler.asked) == number
 
 
 def test_nothing_is_compared_with_a_plain_setting_that_does_not_fit():
     four = Setting((("fsdp", 4),), 4, "dots")
 
     def compile(setting: Setting) -> Compiled:
-        return Compiled(setting == four, GIB, program(work(10)) if setting == four else None)
+        return takes(10) if setting == four else Compiled(False, why="INTERNAL: of no use")
 
-    first, second = sweep([four], compile, length=LENGTH, chip=CHIP)
+    first, second = ranked(sweep([four], compile, length=LENGTH))
     assert (first.setting, first.ratio, first.tokens_per_second) == (four, None, pytest.approx(4e8))
-    assert (second.setting, second.step) == (plain(four), None)
+    assert (second.setting, second.compiled.step) == (plain(four), None)
+    assert (first.verdict, second.verdict) == ("fits", "not compiled")
 
 
 def test_every_setting_is_compiled_once_however_it_is_written():
     compiler = Compiler()
     same = Setting((("data", 1), ("fsdp", 4), ("tensor", 1)), 2, "full")
-    ranked(OPTION, PLAIN, same, OPTION, compiler=compiler)
-    assert sorted(map(str, compiler.asked)) == sorted(map(str, {OPTION, PLAIN}))
+    swept(OPTION, PLAIN, same, OPTION, compiler=compiler)
+    assert compiler.asked == [PLAIN, OPTION]
+    one_chip = Setting((("fsdp", 1),), 2, "full", frozen="replicated")
+    assert one_chip == Setting((), 2, "full"), "one chip has all frozen weights anyhow"
+    assert dataclasses.replace(PLAIN, frozen="replicated") != PLAIN
 
 
 def test_chips_that_share_a_tensor_share_its_rows():
@@ -80,7 +94,7 @@ def test_chips_that_share_a_tensor_share_its_rows():
     assert (shared.chips, shared.rows_per_chip) == (4, 1)
     assert plain(shared) == Setting((("fsdp", 4),), 1, "full")
     assert plain(Setting((("tensor", 4),), 2, "full")) is None, "half a row per chip"
-    row = sweep([shared], lambda _: Compiled(True, 0, program(work(5))), length=8, chip=CHIP)[0]
+    row = list(sweep([shared], lambda _: takes(5), length=8))[-1]
     assert row.tokens_per_second == pytest.approx(8 / 5e-6)
 
 
@@ -90,34 +104,43 @@ def test_one_chip_is_its_own_plain_setting():
     assert plain(Setting((), 2, "none")) == alone
 
 
-def test_a_program_whose_work_has_no_time_fits_and_has_no_speed():
-    waits = program("%g = s8[4000]{0} all-gather(%a), replica_groups={}")
-    row = sweep([PLAIN], lambda _: Compiled(True, GIB, waits), length=8, chip=CHIP)[0]
-    assert (row.compiled.fits, row.step, row.tokens_per_second, row.ratio) == (True,) + (None,) * 3
+def test_the_plain_setting_computes_attention_as_the_run_does():
+    einsum = dataclasses.replace(OPTION, attention="xla")
+    assert plain(einsum, "splash") == dataclasses.replace(PLAIN, attention="splash")
+    rows = list(sweep([einsum], lambda _: takes(5), length=8, attention="xla"))
+    assert [row.setting.attention for row in rows] == ["xla", "xla"]
 
 
 def test_what_fits_comes_before_what_does_not_even_without_a_time():
     def compile(setting: Setting) -> Compiled:
-        return Compiled(setting == PLAIN, text=program())
+        return Compiled(setting == PLAIN, 1, why="the model leaves too much out")
 
-    rows = sweep([SAVING, PLAIN], compile, length=8, chip=CHIP)
+    rows = ranked(sweep([SAVING, PLAIN], compile, length=8))
     assert [row.setting for row in rows] == [PLAIN, SAVING]
+    assert (rows[0].tokens_per_second, rows[0].ratio) == (None, None)
 
 
 def test_a_row_is_read_in_words():
-    option, plain_row = ranked(OPTION)
+    plain_row, option = swept(OPTION)
     assert dict(zip(HEAD, option.cells())) == {
-        "setting": "fsdp 4, 2 rows per chip, remat full, xla_flag=1",
+        "setting": "fsdp 4, remat full, options xla_flag=1",
+        "rows per chip": "2",
+        "samples a step": "48",
+        "verdict": "fits",
         "peak GiB": "3.00",
-        "fits": "yes",
         "modelled ms": "1.5",
+        "of it waiting": "0.5",
         "tokens/s/chip": "1333333",
-        "of plain": "0.750",
-        "no time": "0",
+        "MFU": "25.0%",
+        "time per token of plain": "0.750",
+        "without a time": "2",
     }
-    assert plain_row.cells()[0] == "fsdp 4, 2 rows per chip, remat full (plain)"
-    short = dataclasses.replace(OPTION, options_name="as trained")
-    assert str(short) == "fsdp 4, 2 rows per chip, remat full, as trained"
-    assert short == OPTION
-    out = ranked(SAVING)[-1].cells()
-    assert out == ("fsdp 4, 2 rows per chip, remat dots", "-", "no", "-", "-", "-", "-")
+    assert plain_row.cells()[0] == "fsdp 4, remat full, options none (plain)"
+    short = dataclasses.replace(OPTION, told_name="table", frozen="replicated", attention="xla")
+    assert str(short) == (
+        "fsdp 4, frozen weights replicated, remat full, attention xla, options table"
+    )
+    assert str(dataclasses.replace(PLAIN, told_name="table")).endswith("options none")
+    assert dataclasses.replace(OPTION, told_name="table") == OPTION
+    out = swept(SAVING)[-1].cells()
+    assert out[1:] == ("2", "48", "does not fit", "5.00") + 6 * ("-",)

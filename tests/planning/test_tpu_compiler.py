@@ -39,7 +39,12 @@ sys.exit(main(sys.argv[1:]))
 
 
 def plan(*argv: str, program: str | None = None, **environment: str) -> dict[str, Any]:
-    """What the command tells, of a process without the flags that the tests give XLA."""
+    """What the command tells."""
+    return json.loads(told(*argv, program=program, **environment))
+
+
+def told(*argv: str, program: str | None = None, **environment: str) -> str:
+    """The same in its own words, of a process without the flags that the tests give XLA."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("XLA", "JAX"))}
     how = ["-m", "astrollava_jax"] if program is None else ["-c", program]
     done = subprocess.run(
@@ -47,7 +52,7 @@ def plan(*argv: str, program: str | None = None, **environment: str) -> dict[str
         capture_output=True, text=True, env=clean | environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
-    return json.loads(done.stdout)
+    return done.stdout
 
 
 def arrays(said: dict[str, Any], *kinds: str) -> Iterator[tuple[int, ...]]:
@@ -59,16 +64,21 @@ def arrays(said: dict[str, Any], *kinds: str) -> Iterator[tuple[int, ...]]:
 
 
 @pytest.fixture(scope="module")
-def two_layers(tmp_path_factory) -> dict[str, Any]:
-    """Stage 1 with two layers of full width, a row on each of four chips, all in slices."""
+def stage1(tmp_path_factory) -> list[str]:
+    """Stage 1 with two layers of full width, on four chips: the command line."""
     folder = tmp_path_factory.mktemp("two_layers")
     tree = dict(MODELS["llava-1.5-7b"])
     tree["text_config"] = {**tree["text_config"], "num_hidden_layers": 2}
     (folder / "config.json").write_text(json.dumps(tree))
     recipe = str(CONFIGS / "stage1_align.yaml")
     argv = [recipe, "--topology", "v5e-4", "--shape", str(folder), "--rows-per-chip", "1"]
-    argv += ["--mesh", "{data: 1, fsdp: 4, frozen: sharded}"]
-    return plan(*argv, program=PROGRAM, JAX_OPTIMIZATION_LEVEL="O1")
+    return argv + ["--mesh", "{data: 1, fsdp: 4, frozen: sharded}"]
+
+
+@pytest.fixture(scope="module")
+def two_layers(stage1) -> dict[str, Any]:
+    """A row on each chip, all in slices."""
+    return plan(*stage1, program=PROGRAM, JAX_OPTIMIZATION_LEVEL="O1")
 
 
 def test_the_state_is_updated_in_its_place(two_layers):
@@ -96,6 +106,21 @@ def test_nothing_frozen_is_reduced(two_layers):
 
 def test_memory_is_what_it_was(two_layers):
     assert two_layers["needed_bytes"] == pytest.approx(PEAK_OF_TWO_LAYERS, rel=0.1)
+
+
+@pytest.mark.slow
+def test_a_sweep_ranks_what_the_compiler_makes_of_its_settings(stage1):
+    argv = [*stage1, "--sweep", "mesh=fsdp", "remat=attention"]
+    lines = told(*argv, program=PROGRAM, JAX_OPTIMIZATION_LEVEL="O1").splitlines()
+    plain, attention = map(json.loads, lines)
+    assert [row["plain"] for row in (plain, attention)] == [True, False]
+    assert plain["options"] == {} and attention["options"], "v5e has options of its own"
+    assert {row["verdict"] for row in (plain, attention)} == {"fits"}
+    kernels = [row["modelled"]["attention_kernel_seconds"] for row in (plain, attention)]
+    assert kernels[0] > kernels[1] > 0, "the first of three kernels runs once, and not twice"
+    times = [row["modelled"]["step_seconds"] for row in (plain, attention)]
+    ratio = attention["modelled"]["time_per_token_of_plain"]
+    assert ratio == pytest.approx(times[1] / times[0])
 
 
 @pytest.mark.slow

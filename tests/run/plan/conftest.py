@@ -26,7 +26,7 @@ mesh: {{data: 1, fsdp: 4, tensor: 2, frozen: sharded}}
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
     """The config files of a tiny model, and a run on it: no weights, and no records."""
     folder = tmp_path_factory.mktemp("plan")
@@ -36,7 +36,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def planned(folder) -> Planned:
     run = config.load(RunConfig, str(folder / "run.yaml"))
     machine = Machine("eight", jax.devices(), 1 << 30, None)
