@@ -18,20 +18,20 @@ FILE = str(ROOT / "configs" / "stage1_align.yaml")
 
 
 def test_relative_paths_are_below_the_folder_of_work(capsys):
-    assert outlives.main(["/shared", "/shared/work", FILE]) == 0
+    assert outlives.main(["/bucket", "/bucket/work", FILE]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "  out: /shared/work/runs/stage1_align",
-        "  init.vision: /shared/work/models/clip-vit-large-patch14-336",
-        "  init.llm: /shared/work/models/vicuna-7b-v1.5",
-        "  data.0.records: /shared/work/data/llava_pretrain/train",
+        "  out: /bucket/work/runs/stage1_align",
+        "  init.vision: /bucket/work/models/clip-vit-large-patch14-336",
+        "  init.llm: /bucket/work/models/vicuna-7b-v1.5",
+        "  data.0.records: /bucket/work/data/llava_pretrain/train",
     ]
 
 
 @pytest.mark.parametrize(
     "words, wanted",
     [
-        (["--out", "/tmp/run"], "out: expected a path below /shared"),
-        (["--out", "/shared2/run"], "found /shared2/run"),
+        (["--out", "/tmp/run"], "out: expected a path below /bucket"),
+        (["--out", "/bucket2/run"], "found /bucket2/run"),
         (["--out", "../../home/run"], "found /home/run"),
         (["--init.vision", "/models/clip"], "or give --init.vision PATH after it"),
         (["--data.0.records", "/mnt/disk/records"], "data.0.records: expected"),
@@ -41,18 +41,18 @@ def test_relative_paths_are_below_the_folder_of_work(capsys):
     ],
 )
 def test_what_would_vanish_is_named(words, wanted, capsys):
-    assert outlives.main(["/shared", "/shared", FILE, *words]) == 2
+    assert outlives.main(["/bucket", "/bucket", FILE, *words]) == 2
     assert wanted in capsys.readouterr().err
 
 
 def test_several_faults_are_told_together(capsys):
-    assert outlives.main(["/shared", "/shared", FILE, "--out", "/a", "--init.llm", "/b"]) == 2
+    assert outlives.main(["/bucket", "/bucket", FILE, "--out", "/a", "--init.llm", "/b"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 2
 
 
 def test_a_folder_of_work_beside_the_storage_is_refused(capsys):
-    assert outlives.main(["/shared", "/home/me", FILE]) == 2
-    assert "--work: expected a folder below /shared (--storage), found /home/me" in (
+    assert outlives.main(["/bucket", "/home/me", FILE]) == 2
+    assert "--work: expected a folder below /bucket (--storage), found /home/me" in (
         capsys.readouterr().err
     )
 
