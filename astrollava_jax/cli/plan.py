@@ -66,7 +66,15 @@ def main(argv: list[str]) -> None:
         "chip), mesh, remat, options, attention; without any, some ten that are likely",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    own = "--help --topology --rows-per-chip --shape --estimate --sweep --json"
+    parser.add_argument(
+        "--measure", type=int, metavar="N",
+        help="with --topology local: take N steps with random numbers, after a first, and time "
+        "them; with --sweep those of each setting",
+    )  # fmt: skip
+    parser.add_argument(
+        "--trace", metavar="DIR", help="with --measure: write a trace of the last step there"
+    )
+    own = "--help --topology --rows-per-chip --shape --estimate --sweep --json --measure --trace"
     overrides, rest = split_overrides(argv, own.split())
     arguments = parser.parse_args(rest)
     if arguments.topology != "local":
@@ -84,6 +92,8 @@ def main(argv: list[str]) -> None:
         as_json=arguments.json,
         with_estimate=arguments.estimate,
         axes=arguments.sweep,
+        measured_steps=arguments.measure,
+        trace=arguments.trace,
     )
     if not fits:
         sys.exit(DOES_NOT_FIT)

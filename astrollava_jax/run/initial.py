@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from astrollava_jax.models.lora import LORA_A, LORA_B
+from astrollava_jax.models.quantize import store
 from astrollava_jax.params import Params, select, split
 from astrollava_jax.run.config import RunConfig
 from astrollava_jax.run.opening import Opened, read_params
@@ -132,6 +133,16 @@ def make_fresh(
         return {address: made[address].astype(dtypes[address]) for address in fresh}
 
     return jax.jit(make, out_shardings={a: shardings[a] for a in fresh})(run.seed)
+
+
+def make_random(run: RunConfig, stage: Stage) -> Params:
+    """Every parameter made from the run's seed, as the stage keeps them: a model of nobody's."""
+    model = stage.model
+    kept = [address for address in model.shapes if address not in model.stores]
+    made = make_fresh(run, model, kept, stage.shardings)
+    for address, how in model.stores.items():  # one after the other: each is large before
+        made |= {address: store(how, make_fresh(run, model, [address], stage.shardings)[address])}
+    return made
 
 
 def _parts(address: str) -> tuple[str, str]:

@@ -6,8 +6,10 @@ from typing import Any
 
 import jax
 
+from astrollava_jax.batch import Batch
 from astrollava_jax.compiler import Options
-from astrollava_jax.meshing import Frozen
+from astrollava_jax.meshing import Choice, Frozen
+from astrollava_jax.params import Params
 from astrollava_jax.planning.hlo import Collective
 from astrollava_jax.planning.program import DoesNotFit, Memory, bytes_per_chip, compile_program
 from astrollava_jax.planning.topologies import Topology, topology
@@ -18,6 +20,7 @@ from astrollava_jax.run.planned_rows import Rows, planned_rows
 from astrollava_jax.run.stage import Stage, abstract_arguments, build, describe, rows_unit
 from astrollava_jax.training.flops import Work, useful_flops
 from astrollava_jax.training.optimizer import FROZEN
+from astrollava_jax.training.state import TrainState
 from astrollava_jax.weights.outline import Outline
 
 LOCAL = "local"
@@ -98,11 +101,29 @@ def machine(name: str) -> Machine:
     return Machine(devices[0].device_kind, devices, usable, None)
 
 
-def plan(
+@dataclasses.dataclass(frozen=True)
+class Ahead:
+    """A step that is ready to be compiled, with the layout of all that it takes."""
+
+    run: RunConfig
+    """With the batch of its step."""
+    stage: Stage
+    rows: Rows
+    choice: Choice
+    arguments: tuple[TrainState, Params, Batch]
+    """As shapes."""
+
+    @property
+    def useful(self) -> float:
+        """The FLOPs that a step of full rows needs; see `training.flops`."""
+        return _useful(self.stage, self.rows)
+
+
+def ahead(
     run: RunConfig, where: Machine, outline: Outline, *, throughput: bool = False,
     told: Options | None = None,
-) -> Planned:  # fmt: skip
-    """Compiles the run's step for a machine, by the code by which `train` compiles it.
+) -> Ahead:  # fmt: skip
+    """The run's step for a machine, by the code by which `train` builds it.
 
     Args:
         run: the run.
@@ -126,10 +147,20 @@ def plan(
         told=told,
     )  # fmt: skip
     arguments = abstract_arguments(stage, run, rows.shape, config.image_facts, rows.count)
-    state, frozen, batch = arguments
+    return Ahead(run, stage, rows, choice, arguments)
+
+
+def plan(
+    run: RunConfig, where: Machine, outline: Outline, *, throughput: bool = False,
+    told: Options | None = None,
+) -> Planned:  # fmt: skip
+    """Compiles the run's step for a machine: see `ahead`."""
+    made = ahead(run, where, outline, throughput=throughput, told=told)
+    run, stage, rows = made.run, made.stage, made.rows
+    state, frozen, batch = made.arguments
     memory, refused, text, exchanged = None, None, "", []
     with stage.active():
-        traced = stage.step.trace(*arguments)  # pyright: ignore: it is a jitted function
+        traced = stage.step.trace(*made.arguments)  # pyright: ignore: it is a jitted function
         try:
             program = compile_program(traced.lower(), where.devices[0].platform)
             memory, text, exchanged = program.memory, program.text, program.collectives
@@ -138,8 +169,8 @@ def plan(
     return Planned(
         run=run,
         machine=where,
-        mesh=dict(mesh.shape),
-        frozen=choice.frozen,
+        mesh=dict(stage.mesh.shape),
+        frozen=made.choice.frozen,
         rows=rows,
         steps=None if throughput else run.steps,
         micro_batches=stage.micro_batches,
@@ -153,9 +184,9 @@ def plan(
         refused=refused,
         collectives=exchanged,
         executed=executed(traced.jaxpr),
-        useful=_useful(stage, rows),
+        useful=made.useful,
         text=text,
-        notes=(*outline.notes, sentence(mesh, choice), *stage.notes),
+        notes=(*outline.notes, sentence(stage.mesh, made.choice), *stage.notes),
     )
 
 

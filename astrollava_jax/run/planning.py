@@ -7,8 +7,9 @@ from rich.console import Console
 
 from astrollava_jax.run import estimate, plan_report
 from astrollava_jax.run.config import RunConfig
+from astrollava_jax.run.measuring import show_measured
 from astrollava_jax.run.nearest import Try, nearest
-from astrollava_jax.run.plan import Planned, machine, plan
+from astrollava_jax.run.plan import LOCAL, Planned, machine, plan
 from astrollava_jax.run.planned_model import planned_model
 from astrollava_jax.run.sweeping import show_sweep
 
@@ -23,6 +24,8 @@ def show_plan(
     as_json: bool = False,
     with_estimate: bool = False,
     axes: Sequence[str] | None = None,
+    measured_steps: int | None = None,
+    trace: str | None = None,
 ) -> bool:
     """Compiles a run's step for a machine, and prints what is known of it then.
 
@@ -37,6 +40,8 @@ def show_plan(
         as_json: print JSON in place of tables.
         with_estimate: model the step's time too.
         axes: compile several settings instead, and rank them: see `show_sweep`.
+        measured_steps: take so many steps of it, or of each setting: see `show_measured`.
+        trace: a folder for a trace of the last of them.
 
     Returns:
         Whether the run as it was asked for fits, or any of the settings.
@@ -44,12 +49,21 @@ def show_plan(
     Raises:
         ValueError, FileNotFoundError: the user's mistakes, each with what to do.
     """
+    if measured_steps is not None and topology != LOCAL:
+        raise ValueError(
+            f"--measure: steps can be taken on the devices of this machine only: --topology {LOCAL}"
+        )
     where, outline = machine(topology), planned_model(run.init, folder, shape)
     if with_estimate:
         estimate.check(where)  # before a compilation that takes minutes
     throughput = rows_per_chip is not None
     if rows_per_chip is not None:
         run = _with_rows(run, rows_per_chip)
+    if measured_steps is not None:
+        return show_measured(
+            run, where, outline, axes, rows_per_chip=rows_per_chip, steps=measured_steps,
+            trace=trace, as_json=as_json,
+        )  # fmt: skip
     if axes is not None:
         return show_sweep(run, where, outline, axes, rows_per_chip=rows_per_chip, as_json=as_json)
 

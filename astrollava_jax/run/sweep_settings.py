@@ -1,8 +1,9 @@
 """Which settings of a run `plan --sweep` tries: axes, and their values on a command line."""
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 from astrollava_jax import compiler
 from astrollava_jax.meshing import Frozen
@@ -63,6 +64,18 @@ def settings(
         found = rows_per_chip or _rows_per_chip(run, where, model, outline)
         asked["rows"] = [str(found)]
     return _combined(run, where, model, _likely(run, len(where.devices)) | asked)
+
+
+def with_setting(run: RunConfig, setting: Setting) -> RunConfig:
+    """The run in a setting; what the compiler is told then is no part of it."""
+    sizes: Any = {"data": 1, "fsdp": 1, "tensor": 1} | dict(setting.mesh)
+    how: Any = {"remat": setting.remat, "attention": setting.attention}
+    return dataclasses.replace(
+        run,
+        mesh=MeshConfig(**sizes, frozen=setting.frozen),
+        batch=dataclasses.replace(run.batch, rows_per_device=setting.rows),
+        **how,
+    )
 
 
 def values(words: Sequence[str]) -> dict[str, list[str]]:

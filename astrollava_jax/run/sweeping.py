@@ -13,8 +13,7 @@ from astrollava_jax.planning.topologies import GIB
 from astrollava_jax.run import estimate
 from astrollava_jax.run.config import RunConfig
 from astrollava_jax.run.plan import Machine, plan
-from astrollava_jax.run.sweep_settings import settings
-from astrollava_jax.sharding import MeshConfig
+from astrollava_jax.run.sweep_settings import settings, with_setting
 from astrollava_jax.weights.outline import Outline
 
 
@@ -62,14 +61,7 @@ class _Compile:
     outline: Outline
 
     def __call__(self, setting: Setting) -> Compiled:
-        sizes: Any = {"data": 1, "fsdp": 1, "tensor": 1} | dict(setting.mesh)
-        how: Any = {"remat": setting.remat, "attention": setting.attention}
-        run = dataclasses.replace(
-            self.run,
-            mesh=MeshConfig(**sizes, frozen=setting.frozen),
-            batch=dataclasses.replace(self.run.batch, rows_per_device=setting.rows),
-            **how,
-        )
+        run = with_setting(self.run, setting)
         try:
             made = plan(run, self.where, self.outline, throughput=True, told=setting.options)
         except (ValueError, *BREAKDOWN) as error:  # axes that divide nothing, or the compiler's own
