@@ -4,9 +4,12 @@ Names, shapes and config are written out here, apart from the tables of `weights
 that goes through those tables comes from somebody else.
 """
 
+import collections
 import dataclasses
 import functools
 import hashlib
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
 import ml_dtypes  # noqa: F401 (teaches NumPy what bfloat16 is)
@@ -73,23 +76,37 @@ class Written(NamedTuple):
 
 
 def write(folder: files.Where, size: Size, seed: int = 0) -> dict[str, Written]:
-    """Writes the model, a tensor at a time; returns what its files must hold, by name."""
-    found: dict[str, Written] = {}
+    """Writes the model, a tensor at a time; returns what its files must hold, by name.
 
-    def make(number: int, name: str, shape: tuple[int, ...]) -> Shaped[np.ndarray, "..."]:
+    As many tensors as there are cores are drawn ahead of the one that is written.
+    """
+    found: dict[str, Written] = {}
+    named = list(tensors(size).items())
+    drawn: collections.deque[Future[Any]] = collections.deque()
+    cores = os.cpu_count() or 1
+
+    def make(number: int) -> Shaped[np.ndarray, "..."]:
+        name, shape = named[number]
         array = _numbers(np.random.default_rng([seed, number]), name, shape, size)
-        known = array[: size.words] if shape[0] == size.rows else array
-        found[name] = Written(list(shape), digest(array), digest(known))
+        whole = digest(array)
+        known = digest(array[: size.words]) if shape[0] == size.rows else whole
+        found[name] = Written(list(shape), whole, known)
         return array
+
+    def next_one(number: int) -> Shaped[np.ndarray, "..."]:
+        first = number + len(drawn)
+        for ahead in range(first, min(number + cores, len(named))):
+            drawn.append(pool.submit(make, ahead))
+        return drawn.popleft().result()
 
     dtype = np.dtype(size.dtype)
     outgoing = [
         safetensors.Outgoing(
-            name, safetensors.Info(shape, dtype), functools.partial(make, number, name, shape)
+            name, safetensors.Info(shape, dtype), functools.partial(next_one, number)
         )
-        for number, (name, shape) in enumerate(tensors(size).items())
+        for number, (name, shape) in enumerate(named)
     ]
-    with files.publish_folder(folder) as unfinished:
+    with ThreadPoolExecutor(cores) as pool, files.publish_folder(folder) as unfinished:
         safetensors.write(unfinished, outgoing)
         files.write_json(files.join(unfinished, "config.json"), config(size))
         files.write_json(files.join(unfinished, "preprocessor_config.json"), _processor(size))

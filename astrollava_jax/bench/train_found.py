@@ -62,6 +62,10 @@ class Found:
         both = self.per_step(ratio.slow, clock), self.per_step(ratio.fast, clock)
         return [slow / fast for slow, fast in zip(*both)]
 
+    def held(self, name: str) -> int:
+        """The most bytes of the device; of the program, where it computes on the processor."""
+        return max(turn.device_bytes for turn in self.turns[name]) or self.resident[name]
+
     def losses(self, name: str) -> list[float]:
         """Of all steps, those of the first turn too."""
         return [loss for turn in self.turns[name] for loss in turn.losses]
@@ -106,7 +110,7 @@ def told(found: Found, job: Job, about: Mapping[str, str]) -> list[str]:
         lines.append(
             f"  {what:<36}{_spread(found.per_step(name, clock=False)):<34}"
             f"{_spread(found.per_step(name, clock=True)):<34}{rates}  "
-            f"{step['useful_flops'] / clock / 1e9:>14.1f}  {found.resident[name] / 1e9:>7.1f}"
+            f"{step['useful_flops'] / clock / 1e9:>14.1f}  {found.held(name) / 1e9:>7.1f}"
         )
     if facts["peak_flops"]:
         clock = statistics.median(found.per_step("ours", clock=True))

@@ -112,8 +112,8 @@ class Job:
 
     @property
     def model(self) -> str:
-        """The folder of the model."""
-        return files.join(self.folder, "model")
+        """The folder of the model, which is beside the job: others of its shape have the same."""
+        return f"{self.folder}-model-{self.shape}"
 
     @property
     def run(self) -> str:
@@ -138,7 +138,7 @@ class Job:
 _RUN = """\
 out: "{folder}/run"
 steps: {steps}
-init: {{model: "{folder}/model"}}
+init: {{model: "{model}"}}
 data: [{{records: "{folder}/records", template: {template}, image: pad}}]
 batch: {{{batch}, length: {length}, rows_per_device: {rows_per_device}}}
 optimizer:
@@ -154,7 +154,8 @@ workers: {workers}
 def write(job: Job, remat: str) -> None:
     """Writes everything that the programs read."""
     shape = SHAPES[job.shape]
-    random_llava.write(job.model, shape.size)
+    if not files.exists(job.model):  # it is there whole, or not at all
+        random_llava.write(job.model, shape.size)
     for name, content in tokenizer_files().items():
         files.write_bytes(files.join(job.model, name), content)
     side = shape.size.image
@@ -173,11 +174,16 @@ def write(job: Job, remat: str) -> None:
         "groups": ", ".join(groups),
         "frozen": ", ".join(frozen),
         "remat": remat,
-        "folder": json.dumps(job.folder, ensure_ascii=False)[1:-1],
+        "folder": _in_quotes(job.folder),
+        "model": _in_quotes(job.model),
         "rows_per_device": job.rows_per_device or "null",
     }
     files.write_text(job.run, _RUN.format(**facts))
     files.write_json(files.join(job.folder, "job.json"), dataclasses.asdict(job))
+
+
+def _in_quotes(path: str) -> str:
+    return json.dumps(path, ensure_ascii=False)[1:-1]
 
 
 def _records(job: Job) -> int:

@@ -187,6 +187,10 @@ class Trainer:
         self.optimizer.zero_grad()
         return float(total)
 
+    def device_bytes(self) -> int:
+        """The most that the device has held; 0 on a processor."""
+        return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
+
 
 def device_of(platform: str) -> str:
     """PyTorch's name of the device on which JAX computes.
@@ -224,7 +228,7 @@ def main() -> None:
             "threads": torch.get_num_threads(),
             "attention": trainer.model.config.text_config._attn_implementation,
         }
-        answer(facts, trainer.step)
+        answer(facts, trainer.step, trainer.device_bytes)
 
 
 if __name__ == "__main__":

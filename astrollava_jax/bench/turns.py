@@ -30,6 +30,8 @@ class Turn:
     """User and system time of the program and its workers."""
     losses: list[float]
     """Of each step, before its update."""
+    device_bytes: int = 0
+    """The most that one device has held since the program began; 0 where it does not tell."""
 
 
 class Program:
@@ -105,12 +107,12 @@ class Program:
 
 
 @contextlib.contextmanager
-def asked() -> Iterator[Callable[[Facts, Callable[[], float]], None]]:
+def asked() -> Iterator[Callable[..., None]]:
     """In a program: gives what answers until nobody asks any more.
 
     with asked() as answer:
-        ...                       # getting ready; a ValueError is told, and ends the program
-        answer(facts, step)       # step() takes one step and gives its loss
+        ...                         # getting ready; a ValueError is told, and ends the program
+        answer(facts, step, held)   # step() takes one step and gives its loss, held() device_bytes
     """
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)
@@ -118,14 +120,16 @@ def asked() -> Iterator[Callable[[Facts, Callable[[], float]], None]]:
         def say(what: Facts) -> None:
             print(json.dumps(what), file=answers, flush=True)
 
-        def answer(facts: Facts, step: Callable[[], float]) -> None:
+        def answer(
+            facts: Facts, step: Callable[[], float], held: Callable[[], int] = lambda: 0
+        ) -> None:
             say(facts)
             for line in sys.stdin:
                 before, began = processor_time.tree_seconds(), time.perf_counter()
                 losses = [step() for _ in range(int(line))]
                 seconds = time.perf_counter() - began
                 used = processor_time.tree_seconds() - before
-                say(dataclasses.asdict(Turn(seconds, used, losses)))
+                say(dataclasses.asdict(Turn(seconds, used, losses, held())))
 
         try:
             yield answer

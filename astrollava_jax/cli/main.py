@@ -85,6 +85,8 @@ def main(argv: list[str] | None = None) -> int:
         return supervisor.supervise(argv)
     module = importlib.import_module(f"astrollava_jax.cli.{arguments.command}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's notes about the processor
+    # Of a GPU's memory JAX would take three quarters; what is left is for cuBLAS, cuDNN and NCCL.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.93")
     if not typed or arguments.command not in GOES_ON:
         return _run(module, argv[1:])
     supervisor.begin_child()

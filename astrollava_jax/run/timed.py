@@ -100,7 +100,10 @@ def main() -> None:
             state, metrics = stage.step(state, params, next(source).batch)
             return float(metrics["loss"])
 
-        answer(facts(ready, held), step)
+        def device_bytes() -> int:
+            return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+
+        answer(facts(ready, held), step, device_bytes)
 
 
 if __name__ == "__main__":
