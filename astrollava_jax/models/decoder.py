@@ -9,12 +9,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from astrollava_jax.config import config
 from astrollava_jax.models.attention import Kernel, attention
 from astrollava_jax.models.layers import Embedding, Linear, stack, walk
-from astrollava_jax.models.remat import Remat
+from astrollava_jax.models.remat import MLP, PROJECTIONS, Remat
 from astrollava_jax.models.rotary import Angles, RopeScaling, rotary_angles, rotate
 
 
@@ -105,9 +106,10 @@ class Attention(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """What each position learns from the earlier ones of its sample."""
         q, k = rotate(self.q_proj(x), angles), rotate(self.k_proj(x), angles)
+        q, k, v = (checkpoint_name(x, PROJECTIONS) for x in (q, k, self.v_proj(x)))
         window, softcap, scale = self.window, self.softcap, self.score_scale
-        gathered = attend(q, k, self.v_proj(x), window=window, softcap=softcap, scale=scale)
-        return self.o_proj(gathered)
+        gathered = attend(q, k, v, window=window, softcap=softcap, scale=scale)
+        return checkpoint_name(self.o_proj(gathered), PROJECTIONS)
 
 
 class Mlp(nnx.Module):
@@ -125,7 +127,8 @@ class Mlp(nnx.Module):
     @jax.named_scope("mlp")
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """The gated hidden units, mapped back."""
-        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = (checkpoint_name(y, MLP) for y in (self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(self.activation(gate) * up)
 
 
 class Decoder(nnx.Module):
