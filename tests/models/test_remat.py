@@ -63,7 +63,11 @@ def test_losses_and_gradients_are_those_of_keeping_everything(remat, kernel):
 
 
 @pytest.mark.parametrize(
-    ("remat", "runs"), [("none", 1), ("attention", 1), ("dots", 2), ("full", 2), ("offload", 2)]
+    ("remat", "runs"),
+    [
+        *(("none", 1), ("dots_attention", 1), ("attention", 1)),
+        *(("dots", 2), ("full", 2), ("offload", 2)),
+    ],
 )
 def test_the_kernel_runs_forward_a_second_time_unless_its_results_are_kept(
     remat, runs, monkeypatch
