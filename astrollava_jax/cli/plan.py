@@ -28,7 +28,7 @@ chip: all in slices, remat full, no compiler options. Axes and their values:
   rows=2,4,8                     rows of a chip at a time; by default those of the batch
   mesh=file,fsdp,copies,data2,tensor2,tensor4    the file's; all in slices; the frozen weights whole
                                  on every chip; all twice; two or four chips to a row
-  remat=none,dots,mlp,projections,attention,full,offload
+  remat=none,dots_attention,dots,mlp,projections,attention,full,offload
   options=table,none             what `train` tells the compiler of this chip, or nothing
   attention=auto,xla,splash
 Code 0 then says that one of them fits, 3 that none does.

@@ -10,7 +10,9 @@ from astrollava_jax.run.config import RunConfig
 from astrollava_jax.run.plan import Planned
 from astrollava_jax.sharding import MeshConfig
 
-LESS_KEPT = ("none", "dots", "mlp", "projections", "attention", "full", "offload")
+LESS_KEPT = (
+    "none", "dots_attention", "dots", "mlp", "projections", "attention", "full", "offload",
+)  # fmt: skip
 """Remat, from what keeps most of a layer for the backward pass to what keeps least."""
 
 SMALLER = ("float32", "bfloat16", *FORMS)

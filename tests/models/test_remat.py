@@ -132,7 +132,7 @@ def test_products_whose_results_are_kept_by_name_do_not_run_again():
 @pytest.mark.parametrize(
     ("remat", "runs"),
     [
-        ("none", 1), ("mlp", 1), ("projections", 1), ("attention", 1),
+        ("none", 1), ("dots_attention", 1), ("mlp", 1), ("projections", 1), ("attention", 1),
         ("dots", 2), ("full", 2), ("offload", 2),
     ],
 )  # fmt: skip

@@ -110,3 +110,18 @@ def test_clipping_is_global_over_all_groups():
     moved, _, _ = optimizer.update(gradients, norm, optimizer.init(zero), zero, TRUE)
     # With betas 0 the step is g / (|g| + 1), for the clipped g = 3/5 and 4/5.
     np.testing.assert_allclose([moved["a"][0], moved["b"][0]], [-0.375, -0.8 / 1.8], rtol=1e-5)
+
+
+def test_what_does_not_decay_is_not_multiplied_by_its_decay():
+    config = OptimizerConfig(
+        groups=(Group(name="all", params=".*", peak_lr=1e-2),), schedule=Constant()
+    )
+    optimizer = AdamW(config, {"kernel": "all"}, 10)
+    weight = np.array([np.inf, 1.0], np.float32)  # no number times 0 would be NaN
+    theirs = torch.nn.Parameter(torch.tensor(weight))
+    theirs.grad = torch.ones(2)
+    torch.optim.AdamW([theirs], lr=1e-2, weight_decay=0.0).step()
+    trainable, ones = {"kernel": jnp.array(weight)}, {"kernel": jnp.ones(2)}
+    state = optimizer.init(trainable)
+    updated, *_ = optimizer.update(ones, optax.tree.norm(ones), state, trainable, TRUE)
+    np.testing.assert_allclose(updated["kernel"], theirs.detach().numpy(), rtol=1e-6)

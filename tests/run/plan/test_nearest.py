@@ -25,8 +25,8 @@ def test_settings_are_tried_in_the_order_of_least_harm(planned):
     found = list(nearest(first, compile_step))
     assert [one.said.split("--")[-1] for one in found] == [
         "batch.rows_per_device 4", "batch.rows_per_device 2", "batch.rows_per_device 1",
-        "remat dots", "remat mlp", "remat projections", "remat attention", "remat full",
-        "remat offload",
+        "remat dots_attention", "remat dots", "remat mlp", "remat projections",
+        "remat attention", "remat full", "remat offload",
         "mesh '{data: 1, fsdp: 4, tensor: 2, frozen: sharded}'",
         "precision.frozen int8", "precision.frozen nf4",
         "mesh '{data: 1, fsdp: 2, tensor: 4, frozen: sharded}'",
