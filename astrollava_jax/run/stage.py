@@ -187,6 +187,7 @@ def build(
         kernel=kernel,
         dropout_seed=run.seed if run.lora is not None and run.lora.dropout else None,
         spike=spike,
+        narrow=_narrow(run, mesh),
     )
     evaluate = make_evaluate_step(
         model.graphdef, rows_per_device=rows_per_device, dtype=compute, kernel=kernel
@@ -205,6 +206,13 @@ def build(
         compute=run.precision.compute,
         notes=() if note is None else (note,),
     )
+
+
+def _narrow(run: RunConfig, mesh: Mesh) -> Any | None:
+    """The dtype of compute on GPUs, whose products are rounded to it; a TPU's may be float32."""
+    narrower = run.precision.compute != run.precision.trainable
+    on_gpu = mesh.devices.flat[0].platform == "gpu"
+    return jnp.dtype(run.precision.compute) if narrower and on_gpu else None
 
 
 def _attention(run: RunConfig, model: Model, mesh: Mesh, rows: int) -> tuple[Kernel, str | None]:

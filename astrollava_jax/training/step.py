@@ -19,6 +19,7 @@ from astrollava_jax.models.remat import Remat
 from astrollava_jax.params import Params, merge
 from astrollava_jax.sharding import shard
 from astrollava_jax.training import anomaly
+from astrollava_jax.training.gradients import value_and_gradients
 from astrollava_jax.training.optimizer import AdamW
 from astrollava_jax.training.state import TrainState
 
@@ -158,6 +159,7 @@ def make_train_step(
     kernel: Kernel = "xla",
     dropout_seed: int | None = None,
     spike: anomaly.SpikeConfig | None = None,
+    narrow: Any | None = None,
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]:
     """The step: (state, frozen weights, batch) -> (state, metrics).
 
@@ -176,12 +178,13 @@ def make_train_step(
         kernel: what computes the decoder's attention.
         dropout_seed: what masks follow from, with the count of updates; None = nothing is dropped.
         spike: what is too large to be learned from; None if nothing finite is.
+        narrow: as for `value_and_gradients`.
     """
 
     def micro_loss(
-        trainable: Params, frozen: Params, micro: Batch, weights: Float[Array, "B K"],
-        draw: dropout.Draw | None,
-    ) -> Float[Array, ""]:  # fmt: skip
+        trainable: Params, frozen: Params, item: tuple[Batch, Array, dropout.Draw | None]
+    ) -> Float[Array, ""]:
+        micro, weights, draw = item
         model = merge(graphdef, {**frozen, **trainable})
         with dropout.masks(draw):
             hidden = model(micro, dtype=dtype, remat=remat, kernel=kernel)
@@ -194,12 +197,12 @@ def make_train_step(
             draws = dropout.draws(dropout_seed, state.optimizer.count, *weights.shape[:2])
 
         def one(item: Any) -> Any:
-            return jax.value_and_grad(micro_loss)(state.trainable, frozen, *item)
+            return value_and_gradients(micro_loss, state.trainable, narrow, frozen, item)
 
         zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), state.trainable))
         total = added(one, (batch, weights, draws), zeros)
         weight = jnp.maximum(jnp.sum(weights), 1.0)
-        value, gradients = jax.tree.map(lambda x: x / weight, total)
+        value, gradients = jax.tree.map(lambda x: x.astype(jnp.float32) / weight, total)
         state, metrics = guarded_update(optimizer, state, value, gradients, spike)
         return state, metrics | {"learned_tokens": jnp.sum(batch.learned_sample >= 0)}
 

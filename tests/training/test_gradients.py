@@ -1,0 +1,83 @@
+"""Gradients in bfloat16 are those in float32, rounded; sums over micro-batches stay float32."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from astrollava_jax.models.llama import LlamaConfig
+from astrollava_jax.params import merge, split
+from astrollava_jax.training.gradients import value_and_gradients
+from astrollava_jax.training.step import added
+
+CONFIG = LlamaConfig(
+    vocab_size=8, embed_dim=32, mlp_dim=48, num_layers=5, num_heads=4, num_kv_heads=2, head_dim=16
+)
+ROWS, LENGTH = 2, 16
+
+
+@functools.cache
+def model():
+    """The parameters as in a LLaVA, and a loss of them and some embedded words."""
+    graphdef, params = split(CONFIG.build(nnx.Rngs(0)))
+    ids = jnp.ones((ROWS, LENGTH), jnp.int32)
+    positions = jnp.broadcast_to(jnp.arange(LENGTH), ids.shape)
+
+    def loss(params, x, remat):
+        decoder = merge(graphdef, {a.removeprefix("llm/"): x for a, x in params.items()})
+        hidden = decoder(x.astype(jnp.bfloat16), ids, positions, remat=remat)
+        return jnp.mean(jnp.square(decoder.logits(hidden).astype(jnp.float32)))
+
+    x = np.random.default_rng(0).normal(size=(3, ROWS, LENGTH, 32)).astype(np.float32)
+    params = {f"llm/{a}": p for a, p in params.items()}
+    return params, loss, jnp.asarray(x)
+
+
+def close(found, expected, address):
+    wide = np.asarray(found, np.float32)
+    most = np.abs(expected).max()
+    np.testing.assert_allclose(wide, expected, rtol=2**-7, atol=2**-9 * most, err_msg=address)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_kernels_of_layers_have_bfloat16_gradients_and_all_else_has_float32_ones(remat):
+    params, loss, x = model()
+    find = jax.jit(value_and_gradients, static_argnums=(0, 2))
+    of = functools.partial(loss, x=x[0], remat=remat)
+    value, expected = jax.value_and_grad(of)(params)
+    found, ours = find(of, params, jnp.bfloat16)
+    np.testing.assert_allclose(found, value, rtol=1e-3)
+    assert list(ours) == list(params)
+    for address, gradient in ours.items():
+        narrow = "/layers/" in address and address.endswith("kernel")
+        assert gradient.dtype == (jnp.bfloat16 if narrow else jnp.float32), address
+        close(gradient, expected[address], address)
+    assert sum(gradient.dtype == jnp.bfloat16 for gradient in ours.values()) == 7
+
+
+def test_without_a_narrower_dtype_they_are_jaxs_own_to_the_last_bit():
+    params, loss, x = model()
+    of = functools.partial(loss, x=x[0], remat="none")
+    expected = jax.jit(jax.value_and_grad(of))(params)
+    found = jax.jit(value_and_gradients, static_argnums=0)(of, params)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_micro_batches_are_added_in_float32():
+    params, loss, x = model()
+    zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
+
+    def total(narrow):
+        def one(x):
+            return value_and_gradients(lambda p: loss(p, x, "full"), params, narrow)
+
+        return jax.jit(lambda x: added(one, x, zeros))(x)
+
+    (value, expected), (found, ours) = total(None), total(jnp.bfloat16)
+    np.testing.assert_allclose(found, value, rtol=1e-3)
+    for address, gradient in ours.items():
+        assert gradient.dtype == jnp.float32
+        close(gradient, np.asarray(expected[address]), address)
