@@ -1,7 +1,7 @@
 """Batch: the arrays that pass from data to model, the only thing one makes and the other eats.
 
 It is NumPy, and all its shapes are decided on the data side, once, and are static.
-Letters: B rows, T positions, K learned positions, I images per row, h w pixels.
+Letters: B rows, T positions, K learned positions, I images per row, S samples per row, h w pixels.
 """
 
 import dataclasses
@@ -45,6 +45,7 @@ class Batch(NamedTuple):
     targets          .    .     a  star </s>   .    .    .    two  </s>   .    .
     learned_index    2    3     4    8    9   -1        (K = 6)
     learned_sample   0    0     0    1    1   -1
+    lengths          6    4     0               (S = 3)
     ```
     """
 
@@ -65,13 +66,18 @@ class Batch(NamedTuple):
     feature_index: Any
     """int32 [B, T]: -1 for text, -2 for the end of a line of a picture that was cut into tiles,
     else which of the row's I x P image features stands here."""
+    lengths: Any = None
+    """int32 [B, S]: how many positions each sample of the row takes, 0 in empty slots. It says no
+    more than `segment_ids`, but how many samples a row can hold; None where nobody asks."""
 
     def map(self, function: Callable[[Any], Any]) -> "Batch":
         """The batch with `function` applied to every field."""
-        return Batch(*(function(field) for field in self))
+        return Batch(*(None if field is None else function(field) for field in self))
 
 
-def empty_rows(rows: int, length: int, learned: int, images: int, facts: ImageFacts) -> Batch:
+def empty_rows(
+    rows: int, length: int, learned: int, images: int, samples: int, facts: ImageFacts
+) -> Batch:
     """Rows in which nothing stands and nothing is learned: what padding is made of."""
 
     def filled(value: int, *shape: int) -> np.ndarray:
@@ -86,4 +92,5 @@ def empty_rows(rows: int, length: int, learned: int, images: int, facts: ImageFa
         positions=filled(0, length),
         images=np.zeros((rows, images, facts.size, facts.size, 3), np.uint8),
         feature_index=filled(TEXT, length),
+        lengths=filled(0, samples),
     )

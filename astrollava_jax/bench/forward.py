@@ -54,7 +54,7 @@ def ours(folder: str) -> tuple[Scores, dict[str, Any]]:
     source = open_model(folder)
     config, shape = source.config, source.config.image_facts
     pixels, tokens = picture_and_words(shape.size, shape.tokens, source.words)
-    batch = empty_rows(1, len(tokens), 0, 1, shape)
+    batch = empty_rows(1, len(tokens), 0, 1, 0, shape)
     batch.tokens[0], batch.images[0, 0], batch.segment_ids[0] = tokens, pixels, 1
     batch.positions[0] = np.arange(len(tokens))
     batch.feature_index[0, tokens == source.words] = np.arange(shape.tokens)

@@ -67,7 +67,7 @@ class RunPlan:
         total_steps: of the run.
         steps_per_epoch: one number per epoch that the run enters, of the steps that it makes there.
         rows: R, per step, over all processes; rows that a step does not need are empty.
-        shape: T, K and I of every row.
+        shape: T, K, I and S of every row.
         fill: which part of all positions is filled, empty rows counted.
 
     Args:
@@ -105,6 +105,7 @@ class RunPlan:
             learned=_round_up(max(1, self._most(lengths.learned)), _LEARNED_MULTIPLE),
             # One at least: text alone has nothing to gather, but `gather` needs somewhere to look.
             images=max(1, self._most(lengths.images)),
+            samples=int(np.diff(self._row_starts).max()),
         )
 
     def __len__(self) -> int:

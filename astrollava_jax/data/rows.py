@@ -28,11 +28,12 @@ class Slot(NamedTuple):
 
 
 class RowShape(NamedTuple):
-    """The static sizes of a row: T, K and I of `Batch`."""
+    """The static sizes of a row: T, K, I and S of `Batch`."""
 
     length: int
     learned: int
     images: int
+    samples: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,7 @@ def build_row(samples: Sequence[Sample], shape: RowShape, facts: ImageFacts, pad
         row.tokens[here] = words.tokens
         row.targets[here][:-1] = words.tokens[1:]
         row.segment_ids[here] = segment
+        row.lengths[segment - 1] = len(words.tokens)
         row.positions[here] = np.arange(len(words.tokens))
         row.feature_index[here] = np.where(
             words.features < 0, words.features, words.features + image * facts.tokens

@@ -78,7 +78,7 @@ def to_batch(
     prompts: Sequence[Prompt], rows: int, length: int, images: int, facts: ImageFacts
 ) -> Batch:
     """One row per prompt, then empty rows. Positions go on behind a prompt, where answers grow."""
-    batch = empty_rows(rows, length, 0, images, facts)
+    batch = empty_rows(rows, length, 0, images, 0, facts)
     batch.positions[:] = np.arange(length)
     for row, prompt in enumerate(prompts):
         end = len(prompt.tokens)

@@ -9,18 +9,15 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from astrollava_jax.models import blocks, splash
+from astrollava_jax.models import blocks, cudnn, splash
 from astrollava_jax.models.remat import ATTENTION
 from astrollava_jax.sharding import spec
 
-Kernel = Literal["xla", "splash", "cudnn", "blocks", "interpreted"]
+Kernel = Literal["xla", "splash", "cudnn", "cudnn_packed", "cudnn_whole", "blocks", "interpreted"]
 """A row of `KERNELS`."""
 
 Choice = Literal["auto", "xla", "splash", "cudnn", "blocks"]
 """What a run may say; `auto` is the kernel of the device, or XLA where that cannot do it."""
-
-CUDNN_SINCE = (8, 0)
-"""The compute capability, that of Ampere, which flash attention by cuDNN needs."""
 
 
 def attention_mask(
@@ -53,6 +50,7 @@ def attention(
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
     segment_ids: Int[Array, "B T"] | None = None,
+    lengths: Int[Array, "B S"] | None = None,
     *,
     causal: bool = True,
     window: int | None = None,
@@ -70,6 +68,8 @@ def attention(
         k: keys.
         v: values.
         segment_ids: which sample each position belongs to; all to one unless given.
+        lengths: how many positions the samples of a row take, one after the other, 0 for none: what
+            `segment_ids` say too, for a kernel that does not look at what lies between samples.
         causal: whether a query sees nothing later.
         window: how many positions a query sees, its own included; all unless given.
         softcap: what no score passes.
@@ -84,8 +84,9 @@ def attention(
     if missing is not None:
         raise ValueError(f"attention by {kernel}: {missing}")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    how: dict[str, Any] = {"lengths": lengths} if row.takes_lengths else {}
     return row.gather(
-        q, k, v, segment_ids, causal=causal, window=window, softcap=softcap, scale=scale
+        q, k, v, segment_ids, causal=causal, window=window, softcap=softcap, scale=scale, **how
     )
 
 
@@ -115,8 +116,7 @@ def _cudnn(
 ) -> Array:  # fmt: skip
     """Flash attention by cuDNN, on each device's own rows and heads.
 
-    The samples of a row are told apart by a bias, `[B, 1, T, T]` for all heads: `jax.nn` has no
-    other way. cuDNN itself could take each sample's length and offset instead.
+    The samples of a row are told apart by a bias, `[B, 1, T, T]` for all heads.
     """
     assert softcap is None
 
@@ -130,6 +130,30 @@ def _cudnn(
     return _on_shards(local, q, k, v, _ids(q, segment_ids))
 
 
+def _cudnn_packed(
+    q: Array, k: Array, v: Array, segment_ids: Array | None,
+    *, causal: bool, window: int | None, softcap: float | None, scale: float,
+    lengths: Array | None,
+) -> Array:  # fmt: skip
+    """The same, told how long each sample is; by a bias where that is not known."""
+    if lengths is None or not lengths.shape[1] or not causal:
+        how: Any = {"causal": causal, "window": window, "softcap": softcap, "scale": scale}
+        return _cudnn(q, k, v, segment_ids, **how)
+
+    local = functools.partial(cudnn.gather_packed, window=window, scale=scale)
+    return _on_shards(local, q, k, v, lengths)
+
+
+def _cudnn_whole(
+    q: Array, k: Array, v: Array, segment_ids: Array | None,
+    *, causal: bool, window: int | None, softcap: float | None, scale: float,
+) -> Array:  # fmt: skip
+    """The same for towers: every position sees every other."""
+    assert segment_ids is None and not causal and window is None and softcap is None
+    local = functools.partial(cudnn.gather_whole, scale=scale)
+    return _on_shards(local, q, k, v, _ids(q, None))
+
+
 def _blocks(q: Array, k: Array, v: Array, segment_ids: Array | None, **how: Any) -> Array:
     """By ordinary operations, without the blocks that hold nothing; each device its own."""
     local = functools.partial(blocks.gather, saved_as=ATTENTION, **how)
@@ -140,32 +164,20 @@ def _ids(q: Array, segment_ids: Array | None) -> Array:
     return jnp.ones(q.shape[:2], jnp.int32) if segment_ids is None else segment_ids
 
 
-def _on_shards(local: Any, q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
+def _on_shards(local: Any, q: Array, k: Array, v: Array, samples: Array) -> Array:
     """Rows and heads know nothing of each other: each device does its own, where there is a mesh.
 
     The compiler cannot split a kernel that it knows nothing of.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return local(q, k, v, segment_ids)
+        return local(q, k, v, samples)
     heads = spec(("batch", "length", "heads", "head_dim"), mesh)
-    ids = spec(("batch", "length"), mesh)
+    ids = spec(("batch", None), mesh)
     split = jax.shard_map(
         local, in_specs=(heads, heads, heads, ids), out_specs=heads, check_vma=False
     )
-    return split(q, k, v, segment_ids)
-
-
-def _cudnn_lacks(q: Any, softcap: float | None) -> str | None:
-    if softcap is not None:
-        return f"it has no soft cap of the scores, and this decoder's is {softcap}"
-    if jnp.dtype(q.dtype).itemsize != 2:
-        return f"it computes in bfloat16, found {jnp.dtype(q.dtype).name}"
-    if q.shape[-1] % 8 or q.shape[-1] > 128:
-        return f"its heads have up to 128 numbers, a multiple of 8; found {q.shape[-1]}"
-    if q.shape[1] % 2:
-        return f"it needs rows of an even length, found {q.shape[1]}"
-    return None
+    return split(q, k, v, samples)
 
 
 class Row(NamedTuple):
@@ -175,18 +187,30 @@ class Row(NamedTuple):
     """As `attention`, with everything given but `segment_ids`."""
     lacks: Callable[[Any, float | None], str | None]
     """What these queries and their soft cap would need that it does not have."""
+    takes_lengths: bool = False
+    """Whether it has a use for the lengths of samples."""
 
 
 KERNELS: dict[Kernel, Row] = {
     "xla": Row(_einsum, lambda q, softcap: None),  # anywhere; memory by the square of the length
     "splash": Row(_splash, lambda q, softcap: splash.lacks(q)),  # TPU
-    "cudnn": Row(_cudnn, _cudnn_lacks),  # NVIDIA
+    "cudnn": Row(_cudnn, cudnn.lacks),  # NVIDIA
+    "cudnn_packed": Row(_cudnn_packed, cudnn.lacks, takes_lengths=True),  # NVIDIA, since Hopper
+    "cudnn_whole": Row(_cudnn_whole, cudnn.lacks_of_heads),  # NVIDIA, towers
     "blocks": Row(_blocks, lambda q, softcap: None),  # CPU
     "interpreted": Row(  # splash for those without a TPU: slow, for comparison
         functools.partial(_splash, interpret=True), lambda q, softcap: splash.lacks(q)
     ),
 }
 """What computes attention. All give the same numbers, but for their last bits."""
+
+
+def of_towers(kernel: Kernel) -> Kernel:
+    """What computes a tower's attention beside a decoder's kernel.
+
+    The others are made for long rows of several samples.
+    """
+    return "cudnn_whole" if kernel in ("cudnn", "cudnn_packed") else "xla"
 
 
 def native(device: Any) -> Kernel:
@@ -202,16 +226,20 @@ def _is_nvidia(device: Any) -> bool:
 
 def _too_old(device: Any) -> str | None:
     """What to tell of a GPU that cuDNN's flash attention is not made for."""
-    capability = getattr(device, "compute_capability", None)
-    if not _is_nvidia(device) or capability is None:
+    capability = _capability(device)
+    if not _is_nvidia(device) or capability is None or capability >= cudnn.SINCE:
         return None
-    if tuple(int(part) for part in capability.split(".")) >= CUDNN_SINCE:
-        return None
-    least = ".".join(str(part) for part in CUDNN_SINCE)
+    least = ".".join(str(part) for part in cudnn.SINCE)
     return (
         f"attention is computed by XLA, for cudnn needs a compute capability of at "
-        f"least {least}: {device.device_kind} has {capability}"
+        f"least {least}: {device.device_kind} has {device.compute_capability}"
     )
+
+
+def _capability(device: Any) -> tuple[int, ...] | None:
+    """Of an NVIDIA GPU, as numbers; None where the device does not tell."""
+    told = getattr(device, "compute_capability", None)
+    return None if told is None else tuple(int(part) for part in told.split("."))
 
 
 def choose(wanted: Choice, device: Any, q: Any, softcap: float | None) -> tuple[Kernel, str | None]:
@@ -236,7 +264,8 @@ def choose(wanted: Choice, device: Any, q: Any, softcap: float | None) -> tuple[
         return "xla", None
     missing = KERNELS[own].lacks(q, softcap)
     if missing is None:
-        return own, _too_old(device)
+        packed = own == "cudnn" and (_capability(device) or (0,)) >= cudnn.PACKED_SINCE
+        return "cudnn_packed" if packed else own, _too_old(device)
     if named:
         raise ValueError(f"attention: {own} cannot do this: {missing}; change that, or say auto")
     return "xla", f"attention is computed by XLA, for {own} cannot do it: {missing}"

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from astrollava_jax.config import config
+from astrollava_jax.models.attention import Kernel
 from astrollava_jax.models.layers import Embedding, LayerNorm, Linear, stack
 from astrollava_jax.models.vision import Block, Channels, Tower, TowerConfig
 
@@ -51,7 +52,7 @@ class Clip(Tower):
         self.post_norm = LayerNorm(E, config.norm_eps)
 
     def __call__(
-        self, images: UInt8[Array, "M h w 3"], *, layer: int, dtype: Any
+        self, images: UInt8[Array, "M h w 3"], *, layer: int, dtype: Any, kernel: Kernel = "xla"
     ) -> Float[Array, "M S E"]:
         """Hidden states after block `layer`, the class token's first."""
         x = self.patch_embed(self.patches(images, dtype))
@@ -60,4 +61,4 @@ class Clip(Tower):
         )
         x = jnp.concatenate([token, x], axis=1)
         x = self.pre_norm(x + self.positions.embedding.get_value().astype(dtype))
-        return self.run(x, layer)
+        return self.run(x, layer, kernel)

@@ -173,13 +173,16 @@ class Decoder(nnx.Module):
         x: Float[Array, "B T D"],
         segment_ids: Int[Array, "B T"],
         positions: Int[Array, "B T"],
+        lengths: Int[Array, "B S"] | None = None,
         *,
         remat: Remat = "none",
         kernel: Kernel = "xla",
     ) -> Float[Array, "B T D"]:
         """The last normed hidden states of embedded positions."""
         angles = self.angles(positions)
-        attend = functools.partial(attention, segment_ids=segment_ids, kernel=kernel)
+        attend = functools.partial(
+            attention, segment_ids=segment_ids, lengths=lengths, kernel=kernel
+        )
         x = walk(self.layers, x, lambda layer, x: layer(x, angles, attend), remat=remat)
         return self.norm(x)
 

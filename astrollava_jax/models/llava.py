@@ -15,7 +15,7 @@ from pydantic import Field
 
 from astrollava_jax.batch import NEWLINE, Batch, ImageFacts
 from astrollava_jax.config import config
-from astrollava_jax.models.attention import Kernel
+from astrollava_jax.models.attention import Kernel, of_towers
 from astrollava_jax.models.clip import ClipConfig
 from astrollava_jax.models.gemma2 import Gemma2Config
 from astrollava_jax.models.layers import Embedding, gather_rows
@@ -113,10 +113,13 @@ class Llava(nnx.Module):
         self.llm = config.llm.build(rngs)
         self.image_newline = line_end(config.llm.embed_dim, rngs) if config.grid else None
 
-    def encode(self, images: UInt8[Array, "M h w 3"], dtype: Any) -> Float[Array, "M P D"]:
-        """Image features in the decoder's width."""
+    def encode(
+        self, images: UInt8[Array, "M h w 3"], dtype: Any, kernel: Kernel = "xla"
+    ) -> Float[Array, "M P D"]:
+        """Image features in the decoder's width; `kernel` computes the tower's attention."""
+        layer = self.config.select_layer
         with jax.named_scope("vision"):
-            features = self.vision(images, layer=self.config.select_layer, dtype=dtype)
+            features = self.vision(images, layer=layer, dtype=dtype, kernel=kernel)
         if self.config.select_feature == "patch":
             features = features[:, self.config.vision.num_prefix :]
         with jax.named_scope("projector"):
@@ -143,15 +146,18 @@ class Llava(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """The last hidden states of a batch, computed in `dtype`.
 
-        The tower's attention is XLA's whatever the decoder's is: 576 patches and no mask.
+        The tower's attention is XLA's or, beside cuDNN's, its own: some 576 patches and no mask.
         """
         rows, per_row = batch.images.shape[:2]
         images = batch.images.reshape(rows * per_row, *batch.images.shape[2:])
-        features = self.encode(shard(images, "batch", None, None, None), dtype)
+        images = shard(images, "batch", None, None, None)
+        features = self.encode(images, dtype, of_towers(kernel))
         features = features.reshape(rows, per_row * features.shape[1], features.shape[2])
         x = self.place(batch.tokens, batch.feature_index, features)
         x = shard(x, "batch", "length", None)
-        return self.llm(x, batch.segment_ids, batch.positions, remat=remat, kernel=kernel)
+        return self.llm(
+            x, batch.segment_ids, batch.positions, batch.lengths, remat=remat, kernel=kernel
+        )
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Scores of every word."""

@@ -6,6 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from astrollava_jax.config import config
+from astrollava_jax.models.attention import Kernel
 from astrollava_jax.models.layers import Embedding, LayerNorm, Linear, stack
 from astrollava_jax.models.vision import Attention, Block, Channels, Mlp, Tower, TowerConfig
 
@@ -59,8 +60,8 @@ class Siglip(Tower):
         self.pooling = Pooling(config, rngs=rngs) if config.pooling else None
 
     def __call__(
-        self, images: UInt8[Array, "M h w 3"], *, layer: int, dtype: Any
+        self, images: UInt8[Array, "M h w 3"], *, layer: int, dtype: Any, kernel: Kernel = "xla"
     ) -> Float[Array, "M P E"]:
         """Hidden states after block `layer`."""
         x = self.patch_embed(self.patches(images, dtype))
-        return self.run(x + self.positions.embedding.get_value().astype(dtype), layer)
+        return self.run(x + self.positions.embedding.get_value().astype(dtype), layer, kernel)

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from astrollava_jax.config import config
-from astrollava_jax.models.attention import attention
+from astrollava_jax.models.attention import KERNELS, Kernel, attention
 from astrollava_jax.models.layers import (
     LayerNorm,
     Linear,
@@ -83,10 +83,11 @@ class Attention(nnx.Module):
         self.o_proj = Linear((N, H), (E,), ("heads", "head_dim", "embed"), bias=True, rngs=rngs)
 
     @jax.named_scope("attn")
-    def __call__(self, x: Float[Array, "M P E"]) -> Float[Array, "M P E"]:
-        """What each patch learns from the others."""
+    def __call__(self, x: Float[Array, "M P E"], kernel: Kernel = "xla") -> Float[Array, "M P E"]:
+        """What each patch learns from the others; by XLA where the kernel cannot do it."""
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        return self.o_proj(attention(q, k, v, causal=False))
+        kernel = kernel if KERNELS[kernel].lacks(q, None) is None else "xla"
+        return self.o_proj(attention(q, k, v, causal=False, kernel=kernel))
 
 
 class Mlp(nnx.Module):
@@ -113,9 +114,9 @@ class Block(nnx.Module):
         self.norm2 = LayerNorm(config.embed_dim, config.norm_eps)
         self.mlp = Mlp(config, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "M P E"]) -> Float[Array, "M P E"]:
+    def __call__(self, x: Float[Array, "M P E"], kernel: Kernel = "xla") -> Float[Array, "M P E"]:
         """The next layer's input."""
-        x = x + self.attn(self.norm1(x))
+        x = x + self.attn(self.norm1(x), kernel)
         x = x + self.mlp(self.norm2(x))
         return shard(x, "batch", None, None)
 
@@ -135,7 +136,9 @@ class Tower(nnx.Module):
         x = x[:, : side * p, : side * p].reshape(-1, side, p, side, p, 3)
         return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, side * side, p, p, 3)
 
-    def run(self, x: Float[Array, "M S E"], layer: int) -> Float[Array, "M S E"]:
+    def run(
+        self, x: Float[Array, "M S E"], layer: int, kernel: Kernel = "xla"
+    ) -> Float[Array, "M S E"]:
         """Hidden states after block `layer`; 0 is before the first, -1 after the last, as in HF."""
         used = layer if layer >= 0 else self.config.num_layers + 1 + layer
-        return walk(self.layers, x, lambda block, x: block(x), used=used)
+        return walk(self.layers, x, lambda block, x: block(x, kernel), used=used)

@@ -193,4 +193,5 @@ def random_batch(shape: RowShape, rows: Rows, facts: ImageFacts, words: int) -> 
             0, 256, (count, shape.images, facts.size, facts.size, 3), dtype=np.uint8
         ),
         feature_index=alike(feature),
+        lengths=alike(np.bincount(sample, minlength=per_row)),
     )

@@ -87,7 +87,9 @@ def _assumed(run: RunConfig, facts: ImageFacts, multiple: int) -> Rows:
         f"assumed: {pictures} sample(s) of {tiles} image(s) and {features} image positions in a "
         f"row, all of its other positions learned"
     )
-    return Rows(RowShape(length, learned, pictures * tiles), count, samples, pictures, said)
+    return Rows(
+        RowShape(length, learned, pictures * tiles, pictures), count, samples, pictures, said
+    )
 
 
 def _picture(run: RunConfig, facts: ImageFacts) -> tuple[int, int]:

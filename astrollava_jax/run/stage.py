@@ -274,8 +274,8 @@ def abstract_arguments(
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     micro = (stage.micro_batches, rows // stage.micro_batches)
-    size, T, K, I = facts.size, *shape  # noqa: E741
-    inner = Batch((T,), (T,), (K,), (K,), (T,), (T,), (I, size, size, 3), (T,))
+    size, T, K, I, S = facts.size, *shape  # noqa: E741
+    inner = Batch((T,), (T,), (K,), (K,), (T,), (T,), (I, size, size, 3), (T,), (S,))
     batch = inner.map(lambda dims: array((*micro, *dims), jnp.int32, stage.batch_sharding))
     pixels = batch.images
     batch = batch._replace(images=array(pixels.shape, jnp.uint8, stage.batch_sharding))

@@ -65,7 +65,7 @@ def test_the_row_that_the_batch_draws():
             sample(0, [1, IMAGE, 4, 5, 2], [0, 0, 1, 1, 1], pixels=[10]),
             sample(1, [1, IMAGE, 6, 2], [0, 0, 1, 1], pixels=[20]),
         ],
-        RowShape(length=12, learned=6, images=3),
+        RowShape(length=12, learned=6, images=3, samples=3),
         FACTS,
         PAD,
     )
@@ -82,7 +82,7 @@ def test_the_row_that_the_batch_draws():
 
 def test_no_target_reaches_into_the_next_sample():
     pair = [sample(0, [4, 5], [0, 1]), sample(1, [6, 4], [1, 1])]
-    row = build_row(pair, RowShape(length=4, learned=8, images=1), FACTS, PAD)
+    row = build_row(pair, RowShape(length=4, learned=8, images=1, samples=2), FACTS, PAD)
     assert row.targets.tolist() == [5, 0, 4, 0]
     assert row.learned_index.tolist()[:3] == [0, 2, -1]
 
@@ -94,7 +94,7 @@ def test_text_and_several_images_stand_side_by_side():
             sample(2, [1, IMAGE, IMAGE, 6], [0, 0, 0, 1], pixels=[10, 20]),
             sample(3, [IMAGE, 4], [0, 1], pixels=[30]),
         ],
-        RowShape(length=12, learned=4, images=3),
+        RowShape(length=12, learned=4, images=3, samples=2),
         FACTS,
         PAD,
     )
@@ -126,7 +126,7 @@ def star(name: str, *images: bytes, caption: str = "a star") -> Example:
 
 
 def build(reader: Reader, slots: list[Slot]):
-    return RowBuilder(reader, RowShape(length=16, learned=8, images=4))(slots)
+    return RowBuilder(reader, RowShape(length=16, learned=8, images=4, samples=4))(slots)
 
 
 def test_a_whole_row_of_records(tmp_path):

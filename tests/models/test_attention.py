@@ -1,11 +1,14 @@
 """Every kernel of attention against the plain sum, on one device and on a mesh."""
 
+import contextlib
+import functools
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 from tiny_llava import assert_close
 
 from astrollava_jax.models import blocks
@@ -27,10 +30,17 @@ CASES = {
 }
 
 
+SAMPLES = [(100, 28, 60), (130, 126), (256,), ()]
+"""Rows as the packing makes them: several samples and padding, one sample, nothing."""
+
+
+def sample_lengths() -> jax.Array:
+    return jnp.array([np.pad(row, (0, 3 - len(row))) for row in SAMPLES], jnp.int32)
+
+
 def segment_ids() -> np.ndarray:
-    """Rows as the packing makes them: several samples and padding, one sample, nothing."""
     ids = np.zeros((ROWS, LENGTH), np.int32)
-    for row, lengths in enumerate([(100, 28, 60), (130, 126), (256,), ()]):
+    for row, lengths in enumerate(SAMPLES):
         ids[row, : sum(lengths)] = np.repeat(np.arange(1, len(lengths) + 1), lengths)
     return ids
 
@@ -182,10 +192,10 @@ def test_for_a_tpu_the_kernels_are_in_the_program_and_no_square_of_scores():
     assert "2048x2048" not in text
 
 
-def compared_on_its_device(kernel: str, **how) -> None:
+def compared_on_its_device(kernel: str, own: str, **how) -> None:
     """A kernel in bfloat16 against the einsum in float32, of the same numbers."""
-    if native(jax.devices()[0]) != kernel:
-        pytest.skip(f"{kernel} is not made for {jax.devices()[0].device_kind}")
+    if native(jax.devices()[0]) != own:
+        pytest.skip(f"{own} is not made for {jax.devices()[0].device_kind}")
     arrays = [
         noise(heads, seed, 64).astype(jnp.bfloat16) for heads, seed in ((4, 0), (2, 1), (2, 2))
     ]
@@ -193,21 +203,66 @@ def compared_on_its_device(kernel: str, **how) -> None:
     with jax.default_matmul_precision("highest"):
         wide = [array.astype(jnp.float32) for array in arrays]
         expected = with_gradients("xla", ids, weights, **how)(*wide)
-    found = with_gradients(kernel, ids, weights, **how)(*arrays)
+    found = with_gradients(kernel, ids, weights, lengths=sample_lengths(), **how)(*arrays)
     for what, ours, theirs in zip(("gathered", "of q", "of k", "of v"), found, expected):
         assert_close(ours.astype(jnp.float32), theirs, what, 2e-2)
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("kernel", ["cudnn", "cudnn_packed"])
 @pytest.mark.parametrize("case", ["causal", "causal, a small window", "both ways, a window"])
-def test_cudnn_and_its_gradients_are_those_of_the_einsum(case):
-    compared_on_its_device("cudnn", **CASES[case])
+def test_cudnn_and_its_gradients_are_those_of_the_einsum(kernel, case):
+    compared_on_its_device(kernel, "cudnn", **CASES[case])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("length", [577, 256])
+def test_cudnn_for_towers_and_its_gradients_are_those_of_the_einsum(length):
+    if native(jax.devices()[0]) != "cudnn":
+        pytest.skip(f"cudnn is not made for {jax.devices()[0].device_kind}")
+    rng = np.random.default_rng(0)
+    q, k, v, weights = (jnp.asarray(rng.normal(size=(3, length, 4, 64))) for _ in range(4))
+    wide = [x.astype(jnp.bfloat16).astype(jnp.float32) for x in (q, k, v)]
+    with jax.default_matmul_precision("highest"):
+        expected = with_gradients("xla", None, weights, causal=False)(*wide)
+    arrays = [x.astype(jnp.bfloat16) for x in wide]
+    found = with_gradients("cudnn_whole", None, weights, causal=False)(*arrays)
+    for what, ours, theirs in zip(("gathered", "of q", "of k", "of v"), found, expected):
+        assert_close(ours.astype(jnp.float32), theirs, what, 2e-2)
+
+
+def as_cudnn_says(q, k, v, _, __, lengths, more, starts, others, *, scale, **how):
+    """What the kernel's documentation says it gives; nothing where it is told of no sample."""
+    assert lengths is more and starts is others
+    assert how["mask_type"].name == "PADDING_CAUSAL"
+    place = jnp.arange(q.shape[1])[:, None]
+    begins, counted = starts[:, None, :-1], lengths[:, None]
+    inside = (begins >= 0) & (place >= begins) & (place < begins + counted)
+    known = jnp.where(inside.any(-1), 1 + inside.argmax(-1), 0)
+    window = how["sliding_window_length"]
+    found = attention(q, k, v, known, causal=True, window=window, scale=scale)
+    return jnp.where(known[..., None, None] > 0, found, jnp.nan)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_cudnn_is_told_of_every_position_by_the_lengths_of_samples(window, monkeypatch):
+    monkeypatch.setattr(fused_attention_stablehlo, "dot_product_attention", as_cudnn_says)
+    arrays = [noise(heads, seed, 8) for heads, seed in ((4, 0), (2, 1), (2, 2))]
+    expected = attention(*arrays, jnp.asarray(segment_ids()), window=window)
+    for mesh in (None, MeshConfig(data=2, fsdp=2).build(jax.devices()[:4])):
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            how = {"window": window, "scale": 8**-0.5, "softcap": None, "causal": True}
+            packed = KERNELS["cudnn_packed"].gather
+            found = jax.jit(functools.partial(packed, **how))(
+                *arrays, jnp.asarray(segment_ids()), lengths=sample_lengths()
+            )
+        assert_close(found, expected, "gathered", 1e-5)
 
 
 @pytest.mark.tpu
 @pytest.mark.parametrize("case", CASES)
 def test_splash_on_a_tpu_and_its_gradients_are_those_of_the_einsum(case):
-    compared_on_its_device("splash", **CASES[case])
+    compared_on_its_device("splash", "splash", **CASES[case])
 
 
 def device(platform: str, kind: str = "some device", **more: str):
@@ -263,7 +318,9 @@ def test_an_nvidia_gpu_too_old_for_cudnn_has_xla_with_a_note(capability, kernel)
     own = device("gpu", "NVIDIA T4", compute_capability=capability)
     assert native(own) == kernel
     found, note = choose("auto", own, queries(), None)
-    assert found == kernel and (note is None) == (kernel == "cudnn")
+    packed = capability in ("9.0", "10.0")
+    assert found == ("cudnn_packed" if packed else kernel)
+    assert (note is None) == (kernel == "cudnn")
     assert choose("xla", own, queries(), None) == ("xla", None)
     if note is not None:
         assert f"needs a compute capability of at least 8.0: NVIDIA T4 has {capability}" in note
@@ -275,4 +332,5 @@ def test_a_kernel_of_another_device_is_refused():
     for wanted, own in (("splash", CPU), ("cudnn", TPU), ("blocks", H200)):
         with pytest.raises(ValueError, match=f"{wanted} does not run on {own.device_kind}"):
             choose(wanted, own, queries(), None)
-    assert set(KERNELS) == {"xla", "splash", "cudnn", "blocks", "interpreted"}
+    names = {"xla", "splash", "cudnn", "cudnn_packed", "cudnn_whole", "blocks", "interpreted"}
+    assert set(KERNELS) == names

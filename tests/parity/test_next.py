@@ -54,7 +54,7 @@ def samples() -> list[Sample]:
 
 
 def rows(*packed: list[Sample]) -> Batch:
-    shape = RowShape(length=64, learned=16, images=9)
+    shape = RowShape(length=64, learned=16, images=9, samples=4)
     found = [build_row(samples, shape, FACTS, PAD) for samples in packed]
     return Batch(*(jnp.asarray(np.stack(field)) for field in zip(*found)))
 

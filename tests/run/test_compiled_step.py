@@ -39,7 +39,7 @@ def built(**changes: Any):
 def test_scores_stay_where_they_are_and_nothing_frozen_is_reduced():
     """All scores are fewer bytes than the head here, so that XLA would gather them if it could."""
     run, stage = built()
-    shape = RowShape(64, LEARNED, 1)
+    shape = RowShape(64, LEARNED, 1, 2)
     arguments = abstract_arguments(stage, run, shape, MODEL.image_facts, ROWS)
     with stage.active():
         text = stage.step.lower(*arguments).compile().as_text()
@@ -63,7 +63,7 @@ def test_a_kernel_that_the_device_does_not_have_is_refused():
 def test_the_compiler_hears_the_options_of_the_table_and_of_the_run(monkeypatch):
     def compiled(**changes: Any) -> None:
         run, stage = built(**changes)
-        shape = RowShape(64, LEARNED, 1)
+        shape = RowShape(64, LEARNED, 1, 2)
         arguments = abstract_arguments(stage, run, shape, MODEL.image_facts, ROWS)
         with stage.active():
             stage.step.lower(*arguments).compile()  # pyright: ignore

@@ -130,7 +130,7 @@ def batch_of(tokenizer: Tokenizer, template: str, *num_images: int) -> Batch:
         words = expand(rendered, tokenizer.image_id, layouts, FACTS.tokens, 1000)
         slot = Slot(number, number, len(words.tokens), images, words.num_learned)
         samples.append(Sample(slot, words, ()))
-    row = build_row(samples, RowShape(1000, 500, 4), FACTS, tokenizer.pad_id)
+    row = build_row(samples, RowShape(1000, 500, 4, 8), FACTS, tokenizer.pad_id)
     return row.map(lambda field: field[None])
 
 
@@ -153,7 +153,7 @@ def test_pictures_in_tiles_are_told_by_their_positions(folder):
     rendered = chat.render("x", DIALOGUE[2:], "two stars.", "plain", tokenizer, 3)
     words = expand(rendered, tokenizer.image_id, layouts, facts.tokens, 1000)
     slot = Slot(0, 0, len(words.tokens), words.num_images, words.num_learned)
-    row = build_row([Sample(slot, words, ())], RowShape(1000, 500, 9), facts, tokenizer.pad_id)
+    row = build_row([Sample(slot, words, ())], RowShape(1000, 500, 9, 8), facts, tokenizer.pad_id)
     text = sample_text(row.map(lambda field: field[None]), 0, 1, tokenizer, facts.tokens)
     assert text.plain == "<s><image x14><image x4><image x24>«two stars.↵»"
 

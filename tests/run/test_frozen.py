@@ -17,7 +17,7 @@ from astrollava_jax.run.opening import open_init
 from astrollava_jax.sharding import MeshConfig
 from astrollava_jax.training.step import LOGITS_IN_FLIGHT
 
-ROWS, SHAPE, WORDS = 8, RowShape(length=512, learned=512, images=4), 32064
+ROWS, SHAPE, WORDS = 8, RowShape(length=512, learned=512, images=4, samples=4), 32064
 """A step large enough that scores of all its learned positions would stand out."""
 
 PARTS = {1: ("vision_tower.", "language_model."), 2: ("vision_tower.",)}

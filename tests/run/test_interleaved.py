@@ -60,7 +60,7 @@ def packed(folder: Path, source: Source) -> Batch:
         words = reader.words(record, reader.read(record))
         assert words.num_images == len(reader.read(record).images)
         slots.append(Slot(record, record, len(words.tokens), words.num_images, words.num_learned))
-    row = RowBuilder(reader, RowShape(LENGTH, learned=LENGTH, images=8))(slots)
+    row = RowBuilder(reader, RowShape(LENGTH, learned=LENGTH, images=8, samples=8))(slots)
     assert not row.faults and [name for _, name in row.records] == list(DIALOGUES)
     return row.arrays
 
