@@ -31,7 +31,7 @@ from astrollava_jax import files
 from astrollava_jax.bench import machine, train_job
 from astrollava_jax.bench.train_found import RATIOS, Found, faults, told
 from astrollava_jax.bench.train_job import MIXES, SHAPES, Job, in_parts
-from astrollava_jax.bench.turns import Program
+from astrollava_jax.bench.turns import Program, Turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +70,18 @@ def measured(job: Job, names: Sequence[str], turns: int, steps: int) -> Found:
             if found.facts["ours"]["platform"] != "cpu":  # there is no room for two
                 found.turns[name] += [programs[name].take(steps) for _ in range(turns)]
                 found.resident[name] = programs.pop(name).most_resident()
+                print(f"{name}: {_seconds(found.turns[name])}", file=sys.stderr, flush=True)
                 ending.pop_all().close()
         for _ in range(turns if programs else 0):
             for name, program in programs.items():
                 found.turns[name].append(program.take(steps))
         found.resident.update({name: p.most_resident() for name, p in programs.items()})
     return found
+
+
+def _seconds(turns: Sequence[Turn]) -> str:
+    """What a program's turns took, for who waits for the others."""
+    return ", ".join(f"{turn.seconds:.3f} s" for turn in turns)
 
 
 def _started(job: Job, name: str, found: Found) -> Program:
