@@ -45,7 +45,7 @@ class Batch(NamedTuple):
     targets          .    .     a  star </s>   .    .    .    two  </s>   .    .
     learned_index    2    3     4    8    9   -1        (K = 6)
     learned_sample   0    0     0    1    1   -1
-    lengths          6    4     0               (S = 3)
+    lengths          6    5     0               (S = 3)
     ```
     """
 

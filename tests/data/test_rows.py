@@ -77,7 +77,8 @@ def test_the_row_that_the_batch_draws():
     assert row.learned_sample.tolist() == [0, 0, 0, 1, 1, -1]
     assert row.targets[row.learned_index[:5]].tolist() == [4, 5, 2, 6, 2]
     assert row.images[:, 0, 0, 0].tolist() == [10, 20, 0]
-    assert [field.dtype for field in row] == [np.int32] * 6 + [np.uint8, np.int32]
+    assert row.lengths.tolist() == [6, 5, 0]
+    assert [field.dtype for field in row] == [np.int32] * 6 + [np.uint8, np.int32, np.int32]
 
 
 def test_no_target_reaches_into_the_next_sample():
@@ -94,11 +95,12 @@ def test_text_and_several_images_stand_side_by_side():
             sample(2, [1, IMAGE, IMAGE, 6], [0, 0, 0, 1], pixels=[10, 20]),
             sample(3, [IMAGE, 4], [0, 1], pixels=[30]),
         ],
-        RowShape(length=12, learned=4, images=3, samples=2),
+        RowShape(length=12, learned=4, images=3, samples=3),
         FACTS,
         PAD,
     )
     assert row.feature_index.tolist() == [-1, -1, -1, -1, 0, 1, 2, 3, -1, 4, 5, -1]
+    assert row.lengths.tolist() == [3, 6, 3]
     assert row.images[:, 0, 0, 0].tolist() == [10, 20, 30]
     assert row.learned_sample.tolist() == [7, 7, 2, 3]
     assert row.targets[row.learned_index].tolist() == [4, 5, 6, 4]

@@ -28,7 +28,7 @@ def test_a_chip_holds_its_part_of_weights_moments_and_batch(planned):
     assert planned.held["moments"] - 2 * held <= 1100, "besides: a count, and a window of losses"
     # 64 samples of 4 + 24 positions, two to a row of 64: 32 rows, 8 for each pair of chips.
     assert (planned.rows.count, planned.rows_per_chip, planned.micro_batches) == (32, 8, 1)
-    pixels, words = 2 * 28 * 28 * 3, 4 * (5 * 64 + 2 * 56)
+    pixels, words = 2 * 28 * 28 * 3, 4 * (5 * 64 + 2 * 56 + 2)
     assert planned.held["batch"] == 8 * (pixels + words)
 
 
