@@ -22,6 +22,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,7 +65,9 @@ def measured(job: Job, names: Sequence[str], turns: int, steps: int) -> Found:
     with contextlib.ExitStack() as ending:
         programs: dict[str, Program] = {}
         for name in names:
+            began = time.perf_counter()
             programs[name] = ending.enter_context(_started(job, name, found))
+            print(f"{name}: ready in {time.perf_counter() - began:.0f} s", file=sys.stderr)
             found.facts[name] = programs[name].facts
             found.turns[name] = [programs[name].take(steps)]
             if found.facts["ours"]["platform"] != "cpu":  # there is no room for two

@@ -154,17 +154,18 @@ class Trainer:
         self._steps = steps
         self._lower = job.precision == "bfloat16"
         self.device = torch.device(device_of(platform))
-        model: Any = LlavaForConditionalGeneration.from_pretrained(job.model, dtype=torch.float32)
+        # As the files have it, and made wide or narrow on the device: processors take a minute.
+        model: Any = LlavaForConditionalGeneration.from_pretrained(job.model, dtype="auto")
+        model = model.to(self.device)
         model.gradient_checkpointing_enable({"use_reentrant": False})
         trained = []
         for name, value in model.named_parameters():
             learns = "projector" in name or (job.stage == 2 and "vision" not in name)
             value.requires_grad_(learns)
+            value.data = value.data.bfloat16() if self._lower and not learns else value.data.float()
             if learns:
                 trained.append(value)
-            elif self._lower:
-                value.data = value.data.bfloat16()
-        self.model = model.to(self.device).train()
+        self.model = model.train()
         self.trained = sum(value.numel() for value in trained)
         self.optimizer = torch.optim.AdamW(
             trained, lr=RATES[job.stage], betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True
