@@ -20,9 +20,10 @@ FACTS = ImageFacts(
 
 def rows(
     length: int, learned: int, images: int, count: int, samples: int,
-    picture: Layout = one_image(FACTS),
+    picture: Layout | None = None,
 ) -> Rows:  # fmt: skip
-    return Rows(RowShape(length, learned, images), count, samples, picture, "assumed")
+    shape = RowShape(length, learned, images)
+    return Rows(shape, count, samples, picture or one_image(FACTS), "assumed")
 
 
 def test_a_row_is_laid_as_the_picture_of_batch_draws_it():
