@@ -32,18 +32,49 @@ chip: all in slices, remat full, no compiler options. Axes and their values:
   options=table,none             what `train` tells the compiler of this chip, or nothing
   attention=auto,xla,splash
 Code 0 then says that one of them fits, 3 that none does.
+
+--measure runs the step on the devices of this machine, with random weights and full random rows,
+and prints milliseconds, samples and tokens a second, MFU where the chip's peak is known, and the
+peak of memory that the compiler states: measured, not modelled. With --sweep it does so for each
+setting, a line for each as soon as it is done; one that cannot be run is a line that says why.
+Code 0 then says that one of them was run, 3 that none was.
 """
+
+OWN = [
+    "--help", "--topology", "--rows-per-chip", "--shape", "--estimate", "--sweep", "--measure",
+    "--trace", "--json",
+]  # fmt: skip
+"""All other options are keys of the file."""
 
 
 def main(argv: list[str]) -> None:
     """Reads the file and its overrides, and plans."""
+    overrides, rest = split_overrides(argv, OWN)
+    given = vars(_parser().parse_args(rest))
+
+    from astrollava_jax.run.plan_options import LOCAL, Asked
+
+    file, asked = given.pop("file"), Asked(**given)
+    if asked.topology != LOCAL:
+        _prepare_compiler()
+
+    from astrollava_jax.run.config import read_run
+    from astrollava_jax.run.planning import show_plan
+
+    folder = os.path.dirname(os.path.abspath(file))
+    if not show_plan(read_run(file, overrides), folder, asked):
+        sys.exit(DOES_NOT_FIT)
+
+
+def _parser() -> argparse.ArgumentParser:
+    """What the command takes, by the names of `Asked`."""
     parser = argparse.ArgumentParser(
         prog="astrollava plan",
         description=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="astrollava plan RUN.yaml --topology NAME [options] [--KEY.OF.THE.FILE VALUE ...]",
     )
-    parser.add_argument("run", metavar="RUN.yaml", help="the run's file")
+    parser.add_argument("file", metavar="RUN.yaml", help="the run's file")
     parser.add_argument(
         "--topology", required=True, metavar="NAME",
         help="v5e-16, v6e-8, v4-32, v5p-8, ...; or `local`: the devices of this machine",
@@ -61,42 +92,22 @@ def main(argv: list[str]) -> None:
         help="model the step's time too: for ranking, no promise",
     )  # fmt: skip
     parser.add_argument(
-        "--sweep", nargs="*", metavar="AXIS=A,B",
+        "--sweep", dest="axes", nargs="*", metavar="AXIS=A,B",
         help="compile several settings and rank them by modelled time; AXIS is one of rows (per "
         "chip), mesh, remat, options, attention; without any, some ten that are likely",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument(
         "--measure", type=int, metavar="N",
         help="with --topology local: take N steps with random numbers, after a first, and time "
         "them; with --sweep those of each setting",
     )  # fmt: skip
     parser.add_argument(
-        "--trace", metavar="DIR", help="with --measure: write a trace of the last step there"
+        "--trace", metavar="DIR", help="with --measure: trace one step more, and write that there"
     )
-    own = "--help --topology --rows-per-chip --shape --estimate --sweep --json --measure --trace"
-    overrides, rest = split_overrides(argv, own.split())
-    arguments = parser.parse_args(rest)
-    if arguments.topology != "local":
-        _prepare_compiler()
-
-    from astrollava_jax.run.config import read_run
-    from astrollava_jax.run.planning import show_plan
-
-    fits = show_plan(
-        read_run(arguments.run, overrides),
-        os.path.dirname(os.path.abspath(arguments.run)),
-        arguments.topology,
-        shape=arguments.shape,
-        rows_per_chip=arguments.rows_per_chip,
-        as_json=arguments.json,
-        with_estimate=arguments.estimate,
-        axes=arguments.sweep,
-        measured_steps=arguments.measure,
-        trace=arguments.trace,
+    parser.add_argument(
+        "--json", dest="as_json", action="store_true", help="print JSON instead of tables"
     )
-    if not fits:
-        sys.exit(DOES_NOT_FIT)
+    return parser
 
 
 def _prepare_compiler() -> None:

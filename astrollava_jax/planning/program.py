@@ -82,10 +82,12 @@ def compile_program(lowered: Any, platform: str) -> Program:
         if refused is None:
             raise
         raise refused from None
-    return Program(_memory(compiled.memory_analysis(), platform), compiled.as_text())
+    return Program(memory_of(compiled, platform), compiled.as_text())
 
 
-def _memory(found: Any, platform: str) -> Memory:
+def memory_of(compiled: Any, platform: str) -> Memory:
+    """What the compiler says of the memory of a program, for the devices of a platform."""
+    found = compiled.memory_analysis()
     arguments, temporaries = found.argument_size_in_bytes, found.temp_size_in_bytes
     outputs, donated = found.output_size_in_bytes, found.alias_size_in_bytes
     # The peak of XLA's CPU leaves the temporaries out: there all of it counts, as if at one time.

@@ -1,197 +1,231 @@
 """`plan --topology local --measure N`: takes the planned step with random numbers, and times it.
 
 Nothing is read but the file of the run and the config of its model: weights are made on the
-devices, rows are full, as `plan` supposes them.
+devices, and rows are full, as `plan` supposes them.
 """
 
+import contextlib
 import dataclasses
 import gc
 import json
 import statistics
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
 
-from astrollava_jax.batch import TEXT, Batch, ImageFacts
-from astrollava_jax.data.rows import RowShape
-from astrollava_jax.planning.program import BREAKDOWN, first_line
-from astrollava_jax.planning.sweep import Setting
+from astrollava_jax import files
+from astrollava_jax.params import Params
+from astrollava_jax.planning.program import BREAKDOWN, first_line, memory_of
 from astrollava_jax.planning.topologies import GIB
 from astrollava_jax.run.config import RunConfig
+from astrollava_jax.run.full_rows import random_rows, work
 from astrollava_jax.run.initial import make_random
-from astrollava_jax.run.plan import Ahead, Machine, ahead
-from astrollava_jax.run.planned_rows import Rows
+from astrollava_jax.run.plan import Machine, Uncompiled, uncompiled
+from astrollava_jax.run.plan_options import Asked
 from astrollava_jax.run.sweep_settings import settings, with_setting
 from astrollava_jax.training.flops import peak_flops
+from astrollava_jax.training.state import TrainState
 from astrollava_jax.weights.outline import Outline
-
-SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Timed:
-    """What a setting took."""
+class Measured:
+    """What the steps of a setting took, over all chips where nothing else is said."""
 
     setting: str
+    chips: int
     rows: int
+    """Of a step."""
     micro_batches: int
     samples: int
+    tokens: int
+    """Filled positions of a step."""
+    useful_flops: float
+    """Of a step: see `training.flops`."""
     peak_bytes: int
-    """By the compiler, on one chip."""
+    """Of one chip, by the compiler."""
     compile_seconds: float
     seconds: list[float]
     """Of each step after the first."""
     losses: list[float]
-    useful_flops: float
+    """Of each step, the first too; the weights go on from setting to setting."""
+    trace: str | None
+    """The folder of the trace."""
 
     @property
-    def step(self) -> float:
-        """Seconds of a step: the median."""
+    def step_seconds(self) -> float:
+        """The median."""
         return statistics.median(self.seconds)
 
-    def told(self, length: int) -> str:
-        """In a line."""
+    @property
+    def mfu(self) -> float | None:
+        """The part of the chips' FLOP/s that is useful; None where no peak is known of them."""
+        peak = peak_flops()
+        return None if peak is None else self.useful_flops / self.step_seconds / peak
+
+    def rates(self) -> dict[str, float | None]:
+        """What follows from the median of the steps."""
+        return {
+            "step_seconds": self.step_seconds,
+            "samples_per_second": self.samples / self.step_seconds,
+            "tokens_per_second_per_chip": self.tokens / self.step_seconds / self.chips,
+            "mfu": self.mfu,
+        }
+
+    def __str__(self):
+        rates, shortest, longest = self.rates(), min(self.seconds), max(self.seconds)
         words = [
-            f"{self.setting}: {self.rows} rows in {self.micro_batches} micro-batch(es)",
-            f"{self.peak_bytes / GIB:.1f} GiB",
-            f"compiled in {self.compile_seconds:.0f} s",
-            f"{self.step * 1e3:.0f} ms ({min(self.seconds) * 1e3:.0f} to "
-            f"{max(self.seconds) * 1e3:.0f})",
-            f"{self.samples / self.step:.2f} samples/s",
-            f"{self.rows * length / self.step:.0f} tokens/s",
+            f"{self.setting}: {self.rows} row(s) in {self.micro_batches} micro-batch(es)",
+            f"peak {self.peak_bytes / GIB:.2f} GiB by the compiler",
+            f"compiled in {self.compile_seconds:.1f} s",
+            f"{self.step_seconds * 1e3:.1f} ms ({shortest * 1e3:.1f} to {longest * 1e3:.1f})",
+            f"{rates['samples_per_second']:.2f} samples/s",
+            f"{rates['tokens_per_second_per_chip']:.0f} tokens/s/chip",
         ]
-        if (peak := peak_flops()) is not None:
-            words.append(f"MFU {self.useful_flops / self.step / peak:.1%}")
-        return ", ".join(words) + f"; loss {self.losses[0]:.4f} to {self.losses[-1]:.4f}"
+        if self.mfu is not None:
+            words.append(f"MFU {self.mfu:.1%}")
+        words.append(f"loss {self.losses[0]:.4f} to {self.losses[-1]:.4f}")
+        return ", ".join(words) + (f"; trace in {self.trace}" if self.trace else "")
 
 
-def show_measured(
-    run: RunConfig, where: Machine, outline: Outline, words: Sequence[str] | None, *,
-    rows_per_chip: int | None, steps: int, trace: str | None, as_json: bool,
-) -> bool:  # fmt: skip
+def show_measured(run: RunConfig, where: Machine, outline: Outline, asked: Asked) -> bool:
     """Takes some steps of each setting and prints a line of it as soon as it is done.
 
     Args:
         run: the run.
         where: the devices of this machine.
         outline: what it trains.
-        words: the values of some axes, as for `--sweep`; None = the run as it is.
-        rows_per_chip: that a chip computes in a step; None = as the batch has.
-        steps: that are timed, after a first.
-        trace: a folder for a trace of the last step; None = none is made.
-        as_json: print a line of JSON for each setting instead.
+        asked: how many steps, of which settings, and what is printed.
 
     Returns:
-        Whether any of them could be run.
+        Whether any of them could be run; why another could not is its line.
+
+    Raises:
+        ValueError: if an axis or a value is not known, or the run's own setting cannot be.
     """
-    tried: list[Setting | None] = [None]
-    if words is not None:
-        tried = [*settings(run, where, outline, words, rows_per_chip)]
-    stopwatch, done = Stopwatch(steps, trace), 0
-    for setting in tried:
-        name, how, told = "as it is", run, None
-        if setting is not None:
-            name, how, told = str(setting), with_setting(run, setting), setting.options
+    steps, tried = asked.measure, list(_tried(run, where, outline, asked))
+    assert steps is not None
+    # Axes that divide nothing are one setting's fault among others, but the user's in a run's own.
+    borne = BREAKDOWN if asked.axes is None else (ValueError, *BREAKDOWN)
+    weights, told, done = RandomWeights(), set(), 0
+    for number, (name, prepare) in enumerate(tried, start=1):
+        folder = asked.trace
+        if folder is not None and asked.axes is not None:
+            folder = files.join(folder, str(number))
         try:
-            throughput = setting is not None or rows_per_chip is not None
-            made = ahead(how, where, outline, throughput=throughput, told=told)
-            timed = stopwatch.time(name, made)
-        except (ValueError, *BREAKDOWN) as error:
-            print(f"{name}: {first_line(error)}", flush=True)
-            gc.collect()
-            continue
-        done += 1
-        line = json.dumps(dataclasses.asdict(timed)) if as_json else timed.told(run.batch.length)
-        print(line, flush=True)
+            made = prepare()
+            _tell(made, told)
+            measured = measure(name, made, weights, steps, folder)
+        except borne as error:
+            why = first_line(error)
+            print(json.dumps({"setting": name, "why": why}) if asked.as_json else f"{name}: {why}")
+        else:
+            done += 1
+            facts = dataclasses.asdict(measured) | measured.rates()
+            print(json.dumps(facts) if asked.as_json else measured)
+        sys.stdout.flush()
+        made = None
+        gc.collect()  # what failed holds its arrays until its traceback, a circle, is gone
     return done > 0
 
 
-class Stopwatch:
-    """Settings one after the other; weights stay where they are while they serve the next."""
+def _tried(
+    run: RunConfig, where: Machine, outline: Outline, asked: Asked
+) -> Iterator[tuple[str, Callable[[], Uncompiled]]]:
+    """The name of each setting, and what makes it ready to be compiled."""
+    if asked.axes is None:
+        throughput = asked.rows_per_chip is not None
+        yield "as it is", lambda: uncompiled(run, where, outline, throughput=throughput)
+        return
+    for setting in settings(run, where, outline, asked.axes, asked.rows_per_chip):
 
-    def __init__(self, steps: int, trace: str | None):
-        self._steps, self._trace = steps, trace
-        self._key: Any = None
-        self._held: Any = None
+        def prepare(setting: Any = setting) -> Uncompiled:
+            how, told = with_setting(run, setting), setting.options
+            return uncompiled(how, where, outline, throughput=True, told=told)
 
-    def time(self, setting: str, made: Ahead) -> Timed:
-        """Compiles a setting and takes its steps."""
+        yield str(setting), prepare
+
+
+def _tell(made: Uncompiled, told: set[str]) -> None:
+    """Says on stderr what was not said before: of the rows, and of how they are computed."""
+    for line in (f"rows: {made.rows.said}", *(f"note: {note}" for note in made.notes)):
+        if line not in told:
+            print(line, file=sys.stderr, flush=True)
+        told.add(line)
+
+
+class RandomWeights:
+    """A state and frozen weights of random numbers, kept for the next setting that lays them alike.
+
+    Whoever takes them gives them back; if its step failed they are lost, and made again.
+    """
+
+    def __init__(self):
+        self._kept: tuple[dict[str, Any], TrainState, Params] | None = None
+
+    def take(self, made: Uncompiled) -> tuple[TrainState, Params]:
+        """Those of a setting."""
+        kept, self._kept = self._kept, None
         stage = made.stage
-        state, frozen, batch = self._arguments(made)
-        self._held = None  # the state is given away, and what fails has lost it
-        began = time.perf_counter()
-        with stage.active():
-            program: Any = stage.step.lower(*made.arguments).compile()  # pyright: ignore
-            compiled = time.perf_counter() - began
-            losses, seconds = [], []
-            for number in range(self._steps + 1):
-                tracing = self._trace is not None and number == self._steps
-                if tracing:
-                    jax.profiler.start_trace(self._trace, create_perfetto_trace=True)  # pyright: ignore
-                began = time.perf_counter()
-                state, metrics = program(state, frozen, batch)
-                losses.append(float(metrics["loss"]))
-                seconds.append(time.perf_counter() - began)
-                if tracing:
-                    jax.profiler.stop_trace()
-        self._held = state, frozen
-        used = program.memory_analysis()
-        del program
-        return Timed(
-            setting, made.rows.count, stage.micro_batches, made.rows.samples,
-            used.peak_memory_in_bytes, compiled, seconds[1:], losses, made.useful,
-        )  # fmt: skip
+        if kept is not None and kept[0] == stage.shardings:
+            return kept[1:]
+        del kept  # there is no room for both
+        frozen = make_random(made.run, stage)
+        trainable = {address: frozen.pop(address) for address in stage.model.trainable}
+        return stage.begin(trainable), frozen
 
-    def _arguments(self, made: Ahead) -> tuple[Any, Any, Batch]:
-        """What the step takes, on the devices."""
-        stage, run, config = made.stage, made.run, made.stage.model.config
-        key = stage.model.fates, run.precision, run.lora, stage.shardings
-        if self._held is None or key != self._key:
-            self._held = None
-            gc.collect()
-            params = make_random(run, stage)
-            trainable = {address: params.pop(address) for address in stage.model.trainable}
-            self._held, self._key = (stage.begin(trainable), params), key
-        state, frozen = self._held
-        batch = random_batch(
-            made.rows.shape, made.rows, config.image_facts, config.llm.vocab_size,
-        )  # fmt: skip
-        return state, frozen, stage.to_devices(batch)
+    def give_back(self, made: Uncompiled, state: TrainState, frozen: Params) -> None:
+        """Keeps them for the next."""
+        self._kept = made.stage.shardings, state, frozen
 
 
-def random_batch(shape: RowShape, rows: Rows, facts: ImageFacts, words: int) -> Batch:
-    """Full rows: samples of one length, pictures in front, whatever is no picture is learned."""
-    rng = np.random.default_rng(SEED)
-    count, length, per_row = rows.count, shape.length, rows.per_row
-    tiles = shape.images // per_row
-    place = np.arange(length)
-    sample = np.minimum(place * per_row // length, per_row - 1)
-    start = np.array([np.argmax(sample == n) for n in range(per_row)])[sample]
-    within, features = place - start, tiles * facts.tokens
-    shown = (within >= 1) & (within <= features)
-    feature = np.where(shown, sample * features + within - 1, TEXT)
-    learns = np.flatnonzero(~shown & np.append(~shown[1:], False) & (place < length - 1))
-    index = np.full(shape.learned, -1)
-    index[: len(learns)] = learns[: shape.learned]
-    tokens = rng.integers(1, words, (count, length), dtype=np.int32)
+def measure(
+    name: str, made: Uncompiled, weights: RandomWeights, steps: int, trace: str | None = None
+) -> Measured:
+    """Compiles a setting and takes its steps: a first, those that are timed, and one to trace.
 
-    def alike(values: Any) -> np.ndarray:
-        return np.tile(np.asarray(values, np.int32), (count, 1))
+    Args:
+        name: what the setting is called.
+        made: the setting.
+        weights: with which it computes.
+        steps: that are timed.
+        trace: a folder for a trace of one step more; None = none is taken.
 
-    row = np.arange(count)[:, None] * per_row
-    return Batch(
-        tokens=np.where(shown, 0, tokens).astype(np.int32),
-        targets=np.roll(tokens, -1, axis=1),
-        learned_index=alike(index),
-        learned_sample=np.where(index >= 0, row + sample[index], -1).astype(np.int32),
-        segment_ids=alike(sample + 1),
-        positions=alike(within),
-        images=rng.integers(
-            0, 256, (count, shape.images, facts.size, facts.size, 3), dtype=np.uint8
-        ),
-        feature_index=alike(feature),
-        lengths=alike(np.bincount(sample, minlength=per_row)),
+    Raises:
+        JaxRuntimeError: if it cannot be compiled, or finds no room on the devices.
+    """
+    stage, config, rows = made.stage, made.stage.model.config, made.rows
+    began = time.perf_counter()
+    with stage.active():
+        program: Any = stage.step.lower(*made.arguments).compile()  # pyright: ignore: it is jitted
+    compiled = time.perf_counter() - began
+    batch = stage.to_devices(random_rows(rows, config.image_facts, config.llm.vocab_size))
+    state, frozen = weights.take(made)
+    losses, seconds = [], []
+    for number in range(1 + steps + (trace is not None)):
+        tracing = contextlib.nullcontext()
+        if trace is not None and number > steps:
+            tracing = jax.profiler.trace(files.make_folder(trace))
+        with tracing:
+            began = time.perf_counter()
+            state, metrics = program(state, frozen, batch)
+            losses.append(float(metrics["loss"]))
+            seconds.append(time.perf_counter() - began)
+    weights.give_back(made, state, frozen)
+    return Measured(
+        setting=name,
+        chips=stage.mesh.size,
+        rows=rows.count,
+        micro_batches=stage.micro_batches,
+        samples=rows.samples,
+        tokens=work(rows).tokens,
+        useful_flops=made.useful,
+        peak_bytes=memory_of(program, stage.mesh.devices.flat[0].platform).peak,
+        compile_seconds=compiled,
+        seconds=seconds[1 : 1 + steps],
+        losses=losses,
+        trace=trace,
     )

@@ -15,16 +15,15 @@ from astrollava_jax.planning.program import DoesNotFit, Memory, bytes_per_chip, 
 from astrollava_jax.planning.topologies import Topology, topology
 from astrollava_jax.planning.work import Executed, executed
 from astrollava_jax.run.config import RunConfig
+from astrollava_jax.run.full_rows import work
 from astrollava_jax.run.layout import needs, sentence
+from astrollava_jax.run.plan_options import LOCAL
 from astrollava_jax.run.planned_rows import Rows, planned_rows
 from astrollava_jax.run.stage import Stage, abstract_arguments, build, describe, rows_unit
-from astrollava_jax.training.flops import Work, useful_flops
+from astrollava_jax.training.flops import sizes_of, useful_flops
 from astrollava_jax.training.optimizer import FROZEN
 from astrollava_jax.training.state import TrainState
 from astrollava_jax.weights.outline import Outline
-
-LOCAL = "local"
-"""The devices of this machine, by the name that stands for a topology's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +101,7 @@ def machine(name: str) -> Machine:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ahead:
+class Uncompiled:
     """A step that is ready to be compiled, with the layout of all that it takes."""
 
     run: RunConfig
@@ -112,17 +111,21 @@ class Ahead:
     choice: Choice
     arguments: tuple[TrainState, Params, Batch]
     """As shapes."""
+    notes: tuple[str, ...]
+    """What a person should know of how it is computed there."""
 
     @property
     def useful(self) -> float:
-        """The FLOPs that a step of full rows needs; see `training.flops`."""
-        return _useful(self.stage, self.rows)
+        """The FLOPs that a step of full rows needs over all chips; see `training.flops`."""
+        model = self.stage.model
+        trains = {address: fate != FROZEN for address, fate in model.fates.items()}
+        return useful_flops(model.config, sizes_of(model.shapes), trains, work(self.rows))
 
 
-def ahead(
+def uncompiled(
     run: RunConfig, where: Machine, outline: Outline, *, throughput: bool = False,
     told: Options | None = None,
-) -> Ahead:  # fmt: skip
+) -> Uncompiled:  # fmt: skip
     """The run's step for a machine, by the code by which `train` builds it.
 
     Args:
@@ -147,15 +150,16 @@ def ahead(
         told=told,
     )  # fmt: skip
     arguments = abstract_arguments(stage, run, rows.shape, config.image_facts, rows.count)
-    return Ahead(run, stage, rows, choice, arguments)
+    notes = (*outline.notes, sentence(stage.mesh, choice), *stage.notes)
+    return Uncompiled(run, stage, rows, choice, arguments, notes)
 
 
 def plan(
     run: RunConfig, where: Machine, outline: Outline, *, throughput: bool = False,
     told: Options | None = None,
 ) -> Planned:  # fmt: skip
-    """Compiles the run's step for a machine: see `ahead`."""
-    made = ahead(run, where, outline, throughput=throughput, told=told)
+    """Compiles the run's step for a machine: see `uncompiled`."""
+    made = uncompiled(run, where, outline, throughput=throughput, told=told)
     run, stage, rows = made.run, made.stage, made.rows
     state, frozen, batch = made.arguments
     memory, refused, text, exchanged = None, None, "", []
@@ -186,20 +190,5 @@ def plan(
         executed=executed(traced.jaxpr),
         useful=made.useful,
         text=text,
-        notes=(*outline.notes, sentence(stage.mesh, made.choice), *stage.notes),
+        notes=made.notes,
     )
-
-
-def _useful(stage: Stage, rows: Rows) -> float:
-    """The FLOPs that a step of full rows needs."""
-    length = rows.shape.length // rows.per_row
-    work = Work(
-        tokens=rows.count * rows.shape.length,
-        learned=rows.count * rows.shape.learned,
-        attended=rows.count * rows.per_row * length * (length + 1) // 2,
-        images=rows.count * rows.shape.images,
-    )
-    model = stage.model
-    sizes = {address: shape.size for address, shape in model.shapes.items()}
-    trains = {address: fate != FROZEN for address, fate in model.fates.items()}
-    return useful_flops(model.config, sizes, trains, work)

@@ -6,7 +6,7 @@ from astrollava_jax import files
 from astrollava_jax.batch import ImageFacts
 from astrollava_jax.data.pack import BatchConfig
 from astrollava_jax.data.rows import RowShape
-from astrollava_jax.data.tiles import grid_of, layout, one_image
+from astrollava_jax.data.tiles import Layout, grid_of, layout, one_image
 from astrollava_jax.data.tokenizer import Tokenizer
 from astrollava_jax.run.config import RunConfig
 from astrollava_jax.run.records import training_data
@@ -28,8 +28,8 @@ class Rows:
     """Rows of a step, over all chips."""
     samples: int
     """Samples of a step, about."""
-    per_row: int
-    """Samples in a row, about."""
+    picture: Layout
+    """Of the pictures that a run may have, the one that takes most."""
     said: str
     """Where this is known from."""
 
@@ -64,14 +64,15 @@ def _kept(
     tokenizer = Tokenizer.from_folder(tokenizer_folder)
     plan = training_data(run, tokenizer, facts, multiple, keep=False).plan
     samples = max(plan.samples(step) for step in range(plan.total_steps))
-    per_row = max(1, round(samples / plan.rows))
-    return Rows(plan.shape, plan.rows, samples, per_row, f"the lengths kept in {folder}")
+    said = f"the lengths kept in {folder}"
+    return Rows(plan.shape, plan.rows, samples, _picture(run, facts), said)
 
 
 def _assumed(run: RunConfig, facts: ImageFacts, multiple: int) -> Rows:
     """Full rows of samples with one picture each; whatever is no picture is learned."""
     length, batch = run.batch.length, run.batch
-    tiles, features = _picture(run, facts)
+    picture = _picture(run, facts)
+    tiles, features = picture.tiles, len(picture.features)
     words = CAPTION if all(data.template == "plain" for data in run.data) else DIALOGUE
     pictures = length // (features + words)
     if batch.max_images is not None:
@@ -87,18 +88,16 @@ def _assumed(run: RunConfig, facts: ImageFacts, multiple: int) -> Rows:
         f"assumed: {pictures} sample(s) of {tiles} image(s) and {features} image positions in a "
         f"row, all of its other positions learned"
     )
-    return Rows(
-        RowShape(length, learned, pictures * tiles, pictures), count, samples, pictures, said
-    )
+    shape = RowShape(length, learned, pictures * tiles, pictures)
+    return Rows(shape, count, samples, picture, said)
 
 
-def _picture(run: RunConfig, facts: ImageFacts) -> tuple[int, int]:
-    """Tiles and positions of the picture that takes most."""
+def _picture(run: RunConfig, facts: ImageFacts) -> Layout:
+    """The picture that takes most tiles, and most positions among these."""
     if not any(data.image == "anyres" for data in run.data):
-        found = [one_image(facts)]
-    else:
-        found = [layout(canvas, facts) for canvas in grid_of(facts)]
-    return max((one.tiles, len(one.features)) for one in found)
+        return one_image(facts)
+    found = [layout(canvas, facts) for canvas in grid_of(facts)]
+    return max(found, key=lambda one: (one.tiles, len(one.features)))
 
 
 def _number(batch: BatchConfig, pictures: int, multiple: int) -> tuple[int, int]:
