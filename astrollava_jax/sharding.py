@@ -106,6 +106,12 @@ class MeshConfig:
         return meshing.told(data, fsdp, tensor, needs, frozen)
 
 
+def platform() -> str | None:
+    """That of the devices which a function is traced for, there or not; None outside of a mesh."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return None if device is None else device.platform
+
+
 def rows_multiple(mesh: Mesh) -> int:
     """The number of rows of a step must be a multiple of this."""
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from astrollava_jax.config import config
 from astrollava_jax.models.dropout import drop
-from astrollava_jax.models.layers import Linear, linears
+from astrollava_jax.models.layers import Linear, linears, product
 from astrollava_jax.params import matches, select
 
 HEAD = "llm/lm_head"
@@ -62,11 +62,9 @@ class Adapter:
     def __call__(self, x: Float[Array, "..."], a: nnx.Param, b: nnx.Param) -> Float[Array, "..."]:
         """dropout(x) A B x scale, in the dtype of `x`."""
         down, up = a.get_value().astype(x.dtype), b.get_value().astype(x.dtype)
-        inputs, rank, outputs = down.shape[:-1], down.shape[-1], up.shape[1:]
-        leading = x.shape[: x.ndim - len(inputs)]
-        x = drop(x, self.dropout, self.address).reshape(-1, math.prod(inputs))
-        y = x @ down.reshape(-1, rank) @ up.reshape(rank, -1) * self.scale
-        return y.reshape(*leading, *outputs)
+        num_inputs = down.ndim - 1
+        x = drop(x, self.dropout, self.address)
+        return product(product(x, down, num_inputs), up, 1) * self.scale
 
 
 def attach(model: Module, config: LoraConfig, key: Key[Array, ""]) -> Module:

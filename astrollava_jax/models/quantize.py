@@ -5,7 +5,7 @@ A form stands where the kernel's array stood. It gives it back by `astype`, whic
 scan over layers cuts it as it cuts the kernel. No gradient flows into one.
 
 With `remat: none` the backward pass keeps the kernels that were made of the forms, and nothing is
-saved; `dots` and `full` make them again.
+saved; all others make them again.
 """
 
 import dataclasses

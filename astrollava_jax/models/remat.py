@@ -39,21 +39,20 @@ def _named(*names: str) -> Callable[..., Any]:
     return policy
 
 
-_dots = _policies.dots_with_no_batch_dims_saveable
-
 REMAT: dict[Remat, Callable[..., Any]] = {
-    # The results of matrix products and of attention: nothing dear is computed twice. For GPUs of
-    # much memory: 4 GiB more than `dots` in LLaVA-1.5-7B's stage 1 with 8 rows, by XLA for an H200.
-    "dots_attention": _policies.save_from_both_policies(_dots, _named()),
+    # All that a matrix product or attention has made: nothing runs again but what is cheap, such as
+    # norms. For chips and GPUs of much memory: 4 GiB more than `dots` in LLaVA-1.5-7B's stage 1
+    # with 8 rows, by XLA for an H200.
+    "dots_attention": _named(MLP, PROJECTIONS),
     # The results of matrix products, but not of those of attention: for models and rows that leave
     # much memory. LLaVA-1.5-7B's stage 2 does not fit so on 16 GB chips, at 2 rows a chip.
-    "dots": _dots,
-    # Each number that is kept by name spares as many multiply-adds as the layer is wide, so that
-    # these two and `attention` differ in how much memory they want. Of the products that `full`
-    # runs again in LLaVA-1.5-7B, gate and up are half, for 5.4 widths of a layer a position.
+    "dots": _policies.dots_with_no_batch_dims_saveable,
+    # Less of it. Each number that is kept spares about as many multiply-adds as the layer is wide,
+    # so that these two and `attention` differ in how much memory they want. Of the products that
+    # `full` runs again in LLaVA-1.5-7B, gate and up are 57%, for 5.4 widths a position;
     "mlp": _named(MLP),
-    # The rest of them: queries, keys, values and attention's output, for 4 widths. Fewer where
-    # several queries share a key.
+    # queries, keys, values and attention's output are the rest, for 4 widths. Fewer where several
+    # queries share a key.
     "projections": _named(PROJECTIONS),
     # Spares the second run of a flash kernel, for one array of the layer's width and a number per
     # query and head: worth more the longer the rows. XLA's attention gains nothing by it, for it

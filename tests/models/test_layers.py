@@ -9,7 +9,7 @@ from flax import nnx
 from tiny_llava import assert_close
 
 from astrollava_jax import compiler
-from astrollava_jax.models.layers import Linear, stack, walk
+from astrollava_jax.models.layers import Linear, product, stack, walk
 from astrollava_jax.models.projector import IdentityConfig, LinearConfig, MlpConfig
 from astrollava_jax.models.remat import REMAT
 from astrollava_jax.params import merge, split
@@ -76,6 +76,41 @@ def test_a_stack_in_bfloat16_is_not_copied_as_float32():
     layer = width * width * 4
     assert temporary_bytes(compiler.options(jax.devices()[0])) < 4 * layer
     assert temporary_bytes({}) > depth * layer, "XLA has changed: the options are not needed"
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize(
+    ("shape", "num_inputs", "formula"),
+    [((3, 6), 1, "BTI,IO->BTO"), ((6, 2, 4), 1, "BTI,INH->BTNH"), ((2, 4, 6), 2, "BTNH,NHO->BTO")],
+)
+def test_a_product_is_the_same_on_every_platform(shape, num_inputs, formula, platform, monkeypatch):
+    monkeypatch.setattr("astrollava_jax.models.layers.platform", lambda: platform)
+    kernel = jnp.asarray(noise(*shape))
+    x = jnp.asarray(noise(2, 5, *shape[:num_inputs]))
+
+    def squares(multiply):
+        return jax.grad(lambda x, kernel: jnp.sum(jnp.square(multiply(x, kernel))), (0, 1))
+
+    with jax.default_matmul_precision("highest"):
+        found = squares(lambda x, kernel: product(x, kernel, num_inputs))(x, kernel)
+        expected = squares(lambda x, kernel: jnp.einsum(formula, x, kernel))(x, kernel)
+    assert_close(found[0], expected[0], "of x", 1e-6)
+    assert_close(found[1], expected[1], "of the kernel", 1e-6)
+
+
+@pytest.mark.parametrize(("platform", "copies"), [("cpu", True), ("tpu", False)])
+def test_heads_stay_heads_on_a_tpu(platform, copies):
+    """There a reshape that parts or joins the last dims is a copy."""
+    device = jax.sharding.AbstractDevice(platform, None, platform)
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+    x, into, out = (jax.ShapeDtypeStruct(s, "float32") for s in ((2, 5, 6), (6, 2, 4), (2, 4, 6)))
+
+    def step(x, into, out):
+        return jnp.sum(product(product(x, into, 1), out, 2))
+
+    with jax.sharding.use_abstract_mesh(mesh):
+        traced = jax.make_jaxpr(jax.grad(step, (0, 1, 2)))(x, into, out)
+    assert ("reshape" in str(traced)) == copies
 
 
 @pytest.mark.parametrize(

@@ -124,9 +124,10 @@ def test_products_whose_results_are_kept_by_name_do_not_run_again():
 
     each = 2 * ROWS * LENGTH * CONFIG.num_layers
     gate_and_up, queries_and_output, keys_and_values = 2 * 32 * 48, 2 * 32 * 4 * 16, 2 * 32 * 2 * 16
-    most = flops("attention")
+    most, projections = flops("attention"), queries_and_output + keys_and_values
     assert most - flops("mlp") == each * gate_and_up
-    assert most - flops("projections") == each * (queries_and_output + keys_and_values)
+    assert most - flops("projections") == each * projections
+    assert most - flops("dots_attention") == each * (gate_and_up + projections)
 
 
 @pytest.mark.parametrize(
