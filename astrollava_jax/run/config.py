@@ -150,7 +150,9 @@ class RunConfig:
     """Adapters beside linear maps; null = none."""
     optimizer: OptimizerConfig
     precision: Precision = Precision()
-    remat: Remat = "full"
+    remat: Remat | Literal["auto"] = "auto"
+    """What of a layer the backward pass finds in memory; auto = the most that a device's memory
+    has room for."""
     attention: Choice = "auto"
     """What computes the decoder's attention; auto = what is made for the device."""
     mesh: MeshConfig = MeshConfig()

@@ -16,6 +16,7 @@ from astrollava_jax.planning.topologies import Topology, topology
 from astrollava_jax.planning.work import Executed, executed
 from astrollava_jax.run.config import RunConfig
 from astrollava_jax.run.full_rows import work
+from astrollava_jax.run.keeping import decided
 from astrollava_jax.run.layout import needs, sentence
 from astrollava_jax.run.plan_options import LOCAL
 from astrollava_jax.run.planned_rows import Rows, planned_rows
@@ -145,12 +146,13 @@ def uncompiled(
         batch = dataclasses.replace(run.batch, samples=None, rows=rows_unit(run, mesh))
         run = dataclasses.replace(run, batch=batch)
     rows = planned_rows(run, config.image_facts, rows_unit(run, mesh), outline.tokenizer_folder)
+    run, told_of = decided(run, model, mesh, choice.frozen, rows.count, where.usable)
     stage = build(
         run, model, mesh, rows=rows.count, samples=rows.samples, updates=100, frozen=choice.frozen,
         told=told,
     )  # fmt: skip
     arguments = abstract_arguments(stage, run, rows.shape, config.image_facts, rows.count)
-    notes = (*outline.notes, sentence(stage.mesh, choice), *stage.notes)
+    notes = (*outline.notes, sentence(stage.mesh, choice), *filter(None, [told_of]), *stage.notes)
     return Uncompiled(run, stage, rows, choice, arguments, notes)
 
 

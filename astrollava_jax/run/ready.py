@@ -13,11 +13,11 @@ from astrollava_jax.config import ConfigError, dump
 from astrollava_jax.data.tokenizer import Tokenizer
 from astrollava_jax.models.llava import LlavaConfig
 from astrollava_jax.params import Params
-from astrollava_jax.run import directory, held, opening, processes
+from astrollava_jax.run import directory, held, keeping, opening, processes
 from astrollava_jax.run.ahead import ahead
 from astrollava_jax.run.config import RunConfig, changed
 from astrollava_jax.run.initial import fresh_addresses, with_own_adapters
-from astrollava_jax.run.layout import layout, sentence
+from astrollava_jax.run.layout import device_memory, layout, sentence
 from astrollava_jax.run.records import Data, held_out_data, training_data
 from astrollava_jax.run.stage import Stage, abstract_arguments, build, describe, rows_unit
 from astrollava_jax.sharding import whole
@@ -52,14 +52,18 @@ def get_ready(console: Console, run: RunConfig, bases: opening.Bases, *, keep: b
         if told:
             console.print(f"note: {told}")
     fresh = fresh_addresses(run, model, opened)
-    mesh, choice = layout(run, model)
+    memory = device_memory()
+    mesh, choice = layout(run, model, memory)
     console.print(sentence(mesh, choice))
     tokenizer = _tokenizer(opened, config)
     data = training_data(run, tokenizer, config.image_facts, rows_unit(run, mesh), keep=keep)
     processes.alike({"data": data.facts, "tokenizer": tokenizer.fingerprint()})
     _warn(console, data, os.cpu_count() or 1)
+    how, told = keeping.decided(run, model, mesh, choice.frozen, data.plan.rows, memory)
+    if told:
+        console.print(told)
     stage = build(
-        run,
+        how,
         model,
         mesh,
         rows=data.plan.rows,

@@ -147,6 +147,11 @@ def rows_unit(run: RunConfig, mesh: Mesh) -> int:
     return rows_multiple(mesh) * (run.batch.rows_per_device or 1)
 
 
+def rows_at_once(run: RunConfig, mesh: Mesh, rows: int) -> int:
+    """Of a step's rows, those that one device computes at a time."""
+    return run.batch.rows_per_device or rows // rows_multiple(mesh)
+
+
 def build(
     run: RunConfig, model: Model, mesh: Mesh, *, rows: int, samples: int, updates: int,
     frozen: Frozen = "sharded", told: compiler.Options | None = None,
@@ -154,7 +159,7 @@ def build(
     """The stage on a mesh.
 
     Args:
-        run: the run.
+        run: the run; `remat: auto` must have been decided (`run.keeping`), or is `full`.
         model: what it trains.
         mesh: real devices, or described ones.
         rows: of a step, over all devices.
@@ -167,8 +172,8 @@ def build(
     Raises:
         ValueError: if the mesh does not divide the model, or `attention` cannot be had there.
     """
-    shardings = _shardings(model, mesh, frozen)
-    rows_per_device = run.batch.rows_per_device or rows // rows_multiple(mesh)
+    shardings = shardings_of(model, mesh, frozen)
+    rows_per_device = rows_at_once(run, mesh, rows)
     optimizer = AdamW(run.optimizer, model.fates, updates)
     compute = jnp.dtype(run.precision.compute)
     spike = run.bad_numbers.spike
@@ -183,11 +188,11 @@ def build(
         samples=samples,
         rows_per_device=rows_per_device,
         dtype=compute,
-        remat=run.remat,
+        remat="full" if run.remat == "auto" else run.remat,
         kernel=kernel,
         dropout_seed=run.seed if run.lora is not None and run.lora.dropout else None,
         spike=spike,
-        narrow=_narrow(run, mesh),
+        narrow=narrow_gradients(run, mesh),
     )
     evaluate = make_evaluate_step(
         model.graphdef, rows_per_device=rows_per_device, dtype=compute, kernel=kernel
@@ -208,7 +213,7 @@ def build(
     )
 
 
-def _narrow(run: RunConfig, mesh: Mesh) -> Any | None:
+def narrow_gradients(run: RunConfig, mesh: Mesh) -> Any | None:
     """The dtype of compute on GPUs, whose products are rounded to it; a TPU's may be float32."""
     narrower = run.precision.compute != run.precision.trainable
     on_gpu = mesh.devices.flat[0].platform == "gpu"
@@ -233,7 +238,7 @@ def _state_shardings(
     return TrainState(trained, moments, history)
 
 
-def _shardings(model: Model, mesh: Mesh, frozen: Frozen) -> dict[str, NamedSharding]:
+def shardings_of(model: Model, mesh: Mesh, frozen: Frozen) -> dict[str, NamedSharding]:
     """Where each parameter lies; a frozen one whole on all devices of fsdp, if it is replicated."""
     found = placements(model.axes, model.shapes, mesh)
     if frozen == "replicated":

@@ -23,6 +23,7 @@ optimizer:
   frozen: ["vision/.*", "llm/.*"]
   schedule: {{type: constant}}
 mesh: {{data: 1, fsdp: 4, tensor: 2, frozen: sharded}}
+remat: full
 """
 
 

@@ -22,7 +22,7 @@ def rows(
     length: int, learned: int, images: int, count: int, samples: int,
     picture: Layout | None = None,
 ) -> Rows:  # fmt: skip
-    shape = RowShape(length, learned, images)
+    shape = RowShape(length, learned, images, -(-samples // count))
     return Rows(shape, count, samples, picture or one_image(FACTS), "assumed")
 
 
