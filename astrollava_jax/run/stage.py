@@ -192,7 +192,7 @@ def build(
         kernel=kernel,
         dropout_seed=run.seed if run.lora is not None and run.lora.dropout else None,
         spike=spike,
-        narrow=narrow_gradients(run, mesh),
+        narrow=narrow_gradients(run, mesh.devices.flat[0]),
     )
     evaluate = make_evaluate_step(
         model.graphdef, rows_per_device=rows_per_device, dtype=compute, kernel=kernel
@@ -213,11 +213,10 @@ def build(
     )
 
 
-def narrow_gradients(run: RunConfig, mesh: Mesh) -> Any | None:
+def narrow_gradients(run: RunConfig, device: Any) -> Any | None:
     """The dtype of compute on GPUs, whose products are rounded to it; a TPU's may be float32."""
     narrower = run.precision.compute != run.precision.trainable
-    on_gpu = mesh.devices.flat[0].platform == "gpu"
-    return jnp.dtype(run.precision.compute) if narrower and on_gpu else None
+    return jnp.dtype(run.precision.compute) if narrower and device.platform == "gpu" else None
 
 
 def _attention(run: RunConfig, model: Model, mesh: Mesh, rows: int) -> tuple[Kernel, str | None]:

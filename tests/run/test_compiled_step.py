@@ -1,9 +1,11 @@
 """What XLA makes of the step, before anything runs: which collectives, how large."""
 
 import math
+import types
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import pytest
 
 from astrollava_jax import compiler, config
@@ -13,10 +15,12 @@ from astrollava_jax.models.llama import LlamaConfig
 from astrollava_jax.models.llava import LlavaConfig
 from astrollava_jax.models.projector import MlpConfig
 from astrollava_jax.planning.hlo import collectives
+from astrollava_jax.run import stage as stages
 from astrollava_jax.run.config import RunConfig
 from astrollava_jax.run.stage import abstract_arguments, build, describe
+from astrollava_jax.training import step
 
-RECIPE = Path(__file__).parents[2] / "configs" / "stage1_align.yaml"
+CONFIGS = Path(__file__).parents[2] / "configs"
 WORDS, WIDTH, ROWS, LEARNED = 1016, 512, 8, 8
 MODEL = LlavaConfig(
     vision=ClipConfig(
@@ -30,8 +34,8 @@ MODEL = LlavaConfig(
 )  # fmt: skip
 
 
-def built(**changes: Any):
-    run = config.load(RunConfig, str(RECIPE), changes)
+def built(recipe: str = "stage1_align", **changes: Any):
+    run = config.load(RunConfig, str(CONFIGS / f"{recipe}.yaml"), changes)
     mesh = run.mesh.build()
     return run, build(run, describe(run, MODEL), mesh, rows=ROWS, samples=ROWS, updates=10)
 
@@ -73,3 +77,37 @@ def test_the_compiler_hears_the_options_of_the_table_and_of_the_run(monkeypatch)
     monkeypatch.setitem(compiler.OPTIONS, "cpu", {"xla_of_the_table": 1})
     with pytest.raises(Exception, match="No such compile option: 'xla_of_the_table'"):
         compiled()
+
+
+@pytest.mark.parametrize(
+    ("platform", "compute", "expected"),
+    [
+        ("gpu", "bfloat16", "bfloat16"),
+        ("gpu", "float32", "float32"),
+        ("tpu", "bfloat16", "float32"),
+        ("cpu", "bfloat16", "float32"),
+    ],
+)
+def test_gradients_of_the_decoders_kernels_are_narrow_on_gpus_only(
+    platform, compute, expected, monkeypatch
+):
+    """Traced in stage 2, where all of the decoder trains: what else trains has float32 ones."""
+    given, found = stages.narrow_gradients, {}
+    device = types.SimpleNamespace(platform=platform)
+    monkeypatch.setattr(stages, "narrow_gradients", lambda run, _: given(run, device))
+    real = step.value_and_gradients
+
+    def watched(*args: Any) -> Any:
+        value, gradients = real(*args)
+        found.update({address: gradient.dtype for address, gradient in gradients.items()})
+        return value, gradients
+
+    monkeypatch.setattr(step, "value_and_gradients", watched)
+    run, stage = built("stage2_instruct", precision={"compute": compute})
+    arguments = abstract_arguments(stage, run, RowShape(64, LEARNED, 1), MODEL.image_facts, ROWS)
+    with stage.active():
+        stage.step.trace(*arguments)  # pyright: ignore
+    kernels = {a for a in found if a.startswith("llm/layers/") and a.endswith("/kernel")}
+    assert len(kernels) == 7 and {found[address] for address in kernels} == {jnp.dtype(expected)}
+    others = {found[address] for address in set(found) - kernels}
+    assert others == {jnp.dtype("float32")}

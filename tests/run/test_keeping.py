@@ -27,7 +27,7 @@ COMPILED = {
 @pytest.mark.parametrize(("recipe", "at_once", "rows"), COMPILED)
 def test_what_is_estimated_is_what_the_compiler_needed(recipe, at_once, rows, monkeypatch):
     # As for a GPU, whose gradients of kernels are narrow.
-    monkeypatch.setattr(keeping, "narrow_gradients", lambda run, mesh: jnp.bfloat16)
+    monkeypatch.setattr(keeping, "narrow_gradients", lambda run, device: jnp.bfloat16)
     run = read_run(f"configs/{recipe}.yaml", {"batch.rows_per_device": str(at_once)})
     model, mesh = describe(run, SHAPE), run.mesh.build(jax.devices()[:1])
     for remat, gib in COMPILED[recipe, at_once, rows].items():
