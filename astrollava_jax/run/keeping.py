@@ -83,7 +83,8 @@ def decided(
 def _held(run: RunConfig, model: Model, mesh: Mesh, frozen: Frozen, several: bool) -> float:
     """Bytes of one device for weights, moments and gradients, these twice where they are added."""
     shardings, total = shardings_of(model, mesh, frozen), 0.0
-    narrow, wide = narrow_gradients(run, mesh.devices.flat[0]), np.dtype(run.precision.trainable).itemsize
+    narrow = narrow_gradients(run, mesh.devices.flat[0])
+    wide = np.dtype(run.precision.trainable).itemsize
     for address, shape in model.shapes.items():
         part = math.prod(shardings[address].shard_shape(shape.shape)) / shape.size
         if address in model.frozen:

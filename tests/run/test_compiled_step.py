@@ -104,7 +104,7 @@ def test_gradients_of_the_decoders_kernels_are_narrow_on_gpus_only(
 
     monkeypatch.setattr(step, "value_and_gradients", watched)
     run, stage = built("stage2_instruct", precision={"compute": compute})
-    arguments = abstract_arguments(stage, run, RowShape(64, LEARNED, 1), MODEL.image_facts, ROWS)
+    arguments = abstract_arguments(stage, run, RowShape(64, LEARNED, 1, 2), MODEL.image_facts, ROWS)
     with stage.active():
         stage.step.trace(*arguments)  # pyright: ignore
     kernels = {a for a in found if a.startswith("llm/layers/") and a.endswith("/kernel")}

@@ -77,17 +77,16 @@ def test_without_a_narrower_dtype_they_are_jaxs_own_to_the_last_bit():
 
 
 def test_micro_batches_are_added_in_float32():
+    """A hundred equal ones make a hundred times one, which sums in bfloat16 are far from."""
     params, loss, x = model()
+    one = functools.partial(value_and_gradients, loss, params, jnp.bfloat16)
     zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
-
-    def total(narrow):
-        def one(x):
-            return value_and_gradients(lambda p: loss(p, x, "full"), params, narrow)
-
-        return jax.jit(lambda x: added(one, x, zeros))(x)
-
-    (value, expected), (found, ours) = total(None), total(jnp.bfloat16)
-    np.testing.assert_allclose(found, value, rtol=1e-3)
-    for address, gradient in ours.items():
+    equal = jnp.broadcast_to(x[0], (100, *x[0].shape))
+    value, gradients = jax.jit(lambda x: added(lambda x: one(x, "full"), x, zeros))(equal)
+    alone, expected = jax.jit(lambda x: one(x, "full"))(x[0])
+    np.testing.assert_allclose(value, 100 * alone, rtol=1e-5)
+    for address, gradient in gradients.items():
         assert gradient.dtype == jnp.float32
-        close(gradient, np.asarray(expected[address]), address)
+        wide = 100 * np.asarray(expected[address], np.float32)
+        most = np.abs(wide).max()
+        np.testing.assert_allclose(gradient, wide, rtol=1e-5, atol=1e-5 * most, err_msg=address)
