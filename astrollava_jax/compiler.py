@@ -39,7 +39,7 @@ OPTIONS: dict[str, Options] = {
         # Products of larger tiles, out of a core's 64 MiB: 96% of the chip's peak by estimate, also
         # those that other work is fused with, which by default came to 53 to 83%. With 8 rows a
         # chip and remat mlp the step is 16% shorter; with the gathers above, which then wait 41 ms
-        # in place of 158, 19%. Three times the time to compile.
+        # in place of 158, 19%. Two to three times the time to compile.
         "xla_tpu_scoped_vmem_limit_kib": 49_152,
     },
     "TPU v6 lite": _WHOLE_GATHERS
