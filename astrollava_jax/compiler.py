@@ -9,8 +9,8 @@ Options = dict[str, bool | int | str]
 _WHOLE_GATHERS: Options = {
     # Weights are gathered whole, and not piece by piece between the pieces of a product, which are
     # too thin for the chip: on 16 of v5e each multiplies along 256 numbers in place of 4096. Stage
-    # 2 with 8 rows a chip, by the compiler's own estimate: 15389 permutes became gathers, and the
-    # step 29% shorter; memory within 0.4 GiB.
+    # 2 with 8 rows a chip, by the compiler's own estimate: 11037 permutes became gathers, and the
+    # step 23% shorter; memory within 0.5 GiB.
     "xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000,
 }
 
