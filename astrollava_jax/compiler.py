@@ -9,8 +9,8 @@ Options = dict[str, bool | int | str]
 _WHOLE_GATHERS: Options = {
     # Weights are gathered whole, and not piece by piece between the pieces of a product, which are
     # too thin for the chip: on 16 of v5e each multiplies along 256 numbers in place of 4096. Stage
-    # 2 with 8 rows a chip, by the compiler's own estimate: 15389 permutes became gathers, and the
-    # step 29% shorter; memory within 0.4 GiB.
+    # 2 with 8 rows a chip, by the compiler's own estimate: 11037 permutes became gathers, and the
+    # step 23% shorter; memory within 0.5 GiB.
     "xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000,
 }
 
@@ -39,7 +39,7 @@ OPTIONS: dict[str, Options] = {
         # Products of larger tiles, out of a core's 64 MiB: 96% of the chip's peak by estimate, also
         # those that other work is fused with, which by default came to 53 to 83%. With 8 rows a
         # chip and remat mlp the step is 16% shorter; with the gathers above, which then wait 41 ms
-        # in place of 158, 19%. Three times the time to compile.
+        # in place of 158, 19%. Two to three times the time to compile.
         "xla_tpu_scoped_vmem_limit_kib": 49_152,
     },
     "TPU v6 lite": _WHOLE_GATHERS

@@ -34,7 +34,7 @@ def product(
     """The last `num_inputs` dims of `x` contracted with the first of the kernel."""
     if platform() == "tpu":
         # Heads lie there in tiles of positions by width: as one dim with their width, they would be
-        # copied before and after every product (a twelfth of a step of stage 2, by estimate).
+        # copied before and after every product (a tenth of a step of stage 2, by estimate).
         return jnp.tensordot(x, kernel, num_inputs)
     # As matrices: a contraction over several dims is a fifth slower on a CPU.
     inputs, outputs = kernel.shape[:num_inputs], kernel.shape[num_inputs:]
