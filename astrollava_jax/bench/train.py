@@ -201,7 +201,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--micro", type=int, metavar="N", help="most samples of theirs at a time (all)")
     add("--rows-per-device", type=int, metavar="N", help="rows at a time, on both sides (all)")
     add("--precision", choices=("float32", "bfloat16"), help="what is computed in (by the shape)")
-    add("--remat", default="full", help="of ours, as in a run (full: as gradient checkpointing)")
+    add("--remat", default="auto", help="of ours, as in a run (auto: what memory has room for)")
     add("--turns", type=int, default=5, metavar="N", help="besides one to warm up (5)")
     add("--steps", type=int, default=1, metavar="N", help="of a turn (1)")
     add("--threads", type=int, metavar="N", help="of each program (all)")

@@ -20,8 +20,8 @@ RANKED: tuple[Remat, ...] = ("dots_attention", "mlp", "projections", "attention"
 
 USED = {"gpu": 0.97}
 USED_ELSEWHERE = 0.92
-"""The part of a device's memory that may be counted on, by its platform. The compiler needed 0 to
-2% less than the estimate on an H200, and up to 7% more on TPUs."""
+"""The part of a device's memory that may be counted on, by its platform. On an H200 the
+estimate is within 2% of the compiler's figure, on TPUs up to 7% below."""
 
 WORKSPACE = 2.3
 """What the backward pass of one layer holds, in all that `dots_attention` keeps of a layer: by the
