@@ -105,7 +105,7 @@ def _likely(run: RunConfig, chips: int) -> dict[str, list[str]]:
     """What is worth its minutes: some ten settings, plain FSDP among them."""
     return {
         "mesh": [FILE, "fsdp", "tensor2"] if chips % 2 == 0 else [FILE],
-        "remat": [*({run.remat} - {"auto"}), "full", "attention", "dots"],
+        "remat": [*({run.remat} - {"auto"}), "full", "mlp", "dots_attention"],
         "options": ["table"],
         "attention": [run.attention],
     }
