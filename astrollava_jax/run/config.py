@@ -187,6 +187,7 @@ class RunConfig:
 
 
 FREE = ("out", "mesh", "batch.rows_per_device", "workers", "log", "checkpoint") + (
+    "remat",
     "compiler_options",
     "preemption",
     "watchdog",
