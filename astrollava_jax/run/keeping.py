@@ -61,7 +61,7 @@ def decided(
 ) -> tuple[RunConfig, str | None]:  # fmt: skip
     """The run with a row of remat, and what to tell of the choice, if it was left open.
 
-    What fits is estimated from shapes alone.
+    What fits is estimated from shapes alone; it is as little as can be where the tower trains.
 
     Args:
         run: the run.
@@ -77,6 +77,11 @@ def decided(
         return run, None
     if memory is None:
         return dataclasses.replace(run, remat="full"), None
+    if any(address.startswith("vision/") for address in model.trainable):
+        # Of CLIP-L 40 MiB a layer and image beside scores, and each tile is an image.
+        return dataclasses.replace(run, remat="full"), (
+            "remat: full, for what a tower that trains keeps is not estimated; say more to try it"
+        )
     at_once = rows_at_once(run, mesh, rows)
     size = np.dtype(run.precision.compute).itemsize
     layer = at_once * run.batch.length * size

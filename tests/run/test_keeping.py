@@ -57,6 +57,15 @@ def test_on_a_gpu_each_sample_of_a_row_costs_softmaxes_divisors_of_the_whole_row
     assert abs(needed("gpu", 100) - needed("tpu", 1) - 100 * per_sample) <= 1
 
 
+def test_where_the_tower_trains_no_more_is_kept_than_must_be():
+    """It keeps all that its own backward pass needs, which nobody has counted here."""
+    run = read_run("configs/astro_next_stage2.yaml", {"batch.rows_per_device": "1"})
+    model = describe(run, outline("llava-v1.6-vicuna-7b").config)
+    mesh = run.mesh.build(jax.devices()[:1])
+    chosen, told = decided(run, model, mesh, "sharded", 1, 1, 999 * GIB)
+    assert chosen.remat == "full" and told is not None and "tower" in told
+
+
 def test_what_is_said_or_cannot_be_known_is_not_chosen():
     run = read_run("configs/stage1_align.yaml", {})
     model, mesh = describe(run, SHAPE), run.mesh.build(jax.devices()[:1])
