@@ -67,8 +67,9 @@ class Batch(NamedTuple):
     """int32 [B, T]: -1 for text, -2 for the end of a line of a picture that was cut into tiles,
     else which of the row's I x P image features stands here."""
     lengths: Any = None
-    """int32 [B, S]: how many positions each sample of the row takes, 0 in empty slots. It says no
-    more than `segment_ids`, but how many samples a row can hold; None where nobody asks."""
+    """int32 [B, S]: how many positions each sample of the row takes that takes any, 0 in empty
+    slots. It says no more than `segment_ids`, but how many samples a row can hold; None where
+    nobody asks."""
 
     def map(self, function: Callable[[Any], Any]) -> "Batch":
         """The batch with `function` applied to every field."""

@@ -67,7 +67,7 @@ def test_what_may_change_between_two_starts_of_a_run(tmp_path):
     path = written(tmp_path, RUN)
     run = config.load(RunConfig, path)
     free = {"out": "elsewhere", "workers": "3", "init.model": "moved", "mesh.data": "2",
-            "batch.rows_per_device": "1", "checkpoint.keep": "5"}  # fmt: skip
+            "batch.rows_per_device": "1", "checkpoint.keep": "5", "remat": "full"}  # fmt: skip
     assert changed(run, config.load(RunConfig, path, free)) == []
     other = config.load(RunConfig, path, {"seed": "1", "batch.length": "128"})
     assert changed(run, other) == ["seed: 0 -> 1", "batch.length: 64 -> 128"]

@@ -105,7 +105,7 @@ class RunPlan:
             learned=_round_up(max(1, self._most(lengths.learned)), _LEARNED_MULTIPLE),
             # One at least: text alone has nothing to gather, but `gather` needs somewhere to look.
             images=max(1, self._most(lengths.images)),
-            samples=int(np.diff(self._row_starts).max()),
+            samples=max(1, self._most((lengths.tokens > 0).astype(np.int32))),
         )
 
     def __len__(self) -> int:

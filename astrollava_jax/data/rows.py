@@ -67,7 +67,6 @@ def build_row(samples: Sequence[Sample], shape: RowShape, facts: ImageFacts, pad
         row.tokens[here] = words.tokens
         row.targets[here][:-1] = words.tokens[1:]
         row.segment_ids[here] = segment
-        row.lengths[segment - 1] = len(words.tokens)
         row.positions[here] = np.arange(len(words.tokens))
         row.feature_index[here] = np.where(
             words.features < 0, words.features, words.features + image * facts.tokens
@@ -79,6 +78,9 @@ def build_row(samples: Sequence[Sample], shape: RowShape, facts: ImageFacts, pad
         for number, pixels in enumerate(sample.pixels):
             row.images[image + number] = pixels
         position, image, learned = here.stop, image + words.num_images, learned + len(places)
+    # What was refused takes no place: best fit puts all of it into one row.
+    lengths = [len(sample.words.tokens) for sample in samples if len(sample.words.tokens)]
+    row.lengths[: len(lengths)] = lengths
     return row
 
 

@@ -135,8 +135,8 @@ def _cudnn_packed(
     *, causal: bool, window: int | None, softcap: float | None, scale: float,
     lengths: Array | None,
 ) -> Array:  # fmt: skip
-    """The same, told how long each sample is; by a bias where that is not known."""
-    if lengths is None or not lengths.shape[1] or not causal:
+    """The same, told how long each sample is; by a bias where that is not known or not heard."""
+    if lengths is None or not lengths.shape[1] or not causal or not cudnn.can_pack(q, k):
         how: Any = {"causal": causal, "window": window, "softcap": softcap, "scale": scale}
         return _cudnn(q, k, v, segment_ids, **how)
 

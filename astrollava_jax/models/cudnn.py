@@ -13,6 +13,10 @@ SINCE = (8, 0)
 PACKED_SINCE = (9, 0)
 """That of Hopper, from which on it can be told of samples."""
 
+SHARED_KEYS_SINCE = (0, 11, 1)
+"""The version of JAX from which on samples' keys are found where several queries share one. Older
+ones count their offsets by the heads of queries: the kernel reads other samples, or nothing."""
+
 
 def lacks(q: Any, softcap: float | None) -> str | None:
     """What these queries and their soft cap would need that it does not have."""
@@ -30,6 +34,11 @@ def lacks_of_heads(q: Any, softcap: float | None) -> str | None:
     if q.shape[-1] % 8 or q.shape[-1] > 128:
         return f"its heads have up to 128 numbers, a multiple of 8; found {q.shape[-1]}"
     return None
+
+
+def can_pack(q: Any, k: Any) -> bool:
+    """Whether this JAX can tell it of the samples of such queries and keys."""
+    return q.shape[2] == k.shape[2] or jax.__version_info__ >= SHARED_KEYS_SINCE
 
 
 def gather_whole(

@@ -30,11 +30,16 @@ compiler's figures of LLaVA-1.5-7B on an H200."""
 GIB = 2**30
 
 
-def kept_numbers(llm: DecoderConfig) -> dict[Remat, int]:
-    """Numbers in the dtype of compute that a layer keeps of a position, by what is kept."""
+def kept_numbers(llm: DecoderConfig, num_divisors: int) -> dict[Remat, int]:
+    """Numbers in the dtype of compute that a layer keeps of a position, by what is kept.
+
+    Args:
+        llm: the decoder.
+        num_divisors: of a softmax, for each query and head.
+    """
     queries, pairs = llm.num_heads * llm.head_dim, 2 * llm.num_kv_heads * llm.head_dim
-    # The layer's input; what attention gathered, and its softmax's divisor in float32.
-    attention = llm.embed_dim + queries + 2 * llm.num_heads
+    # The layer's input; what attention gathered, and its softmax's divisors in float32.
+    attention = llm.embed_dim + queries + 2 * llm.num_heads * num_divisors
     mlp, projections = 2 * llm.mlp_dim, queries + pairs + llm.embed_dim
     return {
         "dots_attention": attention + mlp + projections,
@@ -45,12 +50,18 @@ def kept_numbers(llm: DecoderConfig) -> dict[Remat, int]:
     }
 
 
+def divisors(platform: str, samples: int) -> int:
+    """Of each softmax: cuDNN has those of a whole row for every sample, and for what is behind."""
+    return samples + 1 if platform == "gpu" else 1
+
+
 def decided(
-    run: RunConfig, model: Model, mesh: Mesh, frozen: Frozen, rows: int, memory: int | None
-) -> tuple[RunConfig, str | None]:
+    run: RunConfig, model: Model, mesh: Mesh, frozen: Frozen, rows: int, samples: int,
+    memory: int | None,
+) -> tuple[RunConfig, str | None]:  # fmt: skip
     """The run with a row of remat, and what to tell of the choice, if it was left open.
 
-    What fits is estimated from shapes alone.
+    What fits is estimated from shapes alone; it is as little as can be where the tower trains.
 
     Args:
         run: the run.
@@ -58,6 +69,7 @@ def decided(
         mesh: real devices, or described ones.
         frozen: whether what does not train is whole on every device of fsdp.
         rows: of a step, over all devices.
+        samples: that a row can hold.
         memory: that a program may use of one device, in bytes; None where it does not tell: then as
             little is kept as on any device.
     """
@@ -65,14 +77,21 @@ def decided(
         return run, None
     if memory is None:
         return dataclasses.replace(run, remat="full"), None
+    if any(address.startswith("vision/") for address in model.trainable):
+        # Of CLIP-L 40 MiB a layer and image beside scores, and each tile is an image.
+        return dataclasses.replace(run, remat="full"), (
+            "remat: full, for what a tower that trains keeps is not estimated; say more to try it"
+        )
     at_once = rows_at_once(run, mesh, rows)
     size = np.dtype(run.precision.compute).itemsize
     layer = at_once * run.batch.length * size
-    kept = kept_numbers(model.config.llm)
+    platform = mesh.devices.flat[0].platform
+    kept = kept_numbers(model.config.llm, divisors(platform, samples))
     several = rows > at_once * rows_multiple(mesh)
-    held = _held(run, model, mesh, frozen, several) + WORKSPACE * kept["dots_attention"] * layer
+    workspace = WORKSPACE * kept_numbers(model.config.llm, 1)["dots_attention"] * layer
+    held = _held(run, model, mesh, frozen, several) + workspace
     needed = {row: held + kept[row] * layer * model.config.llm.num_layers for row in RANKED}
-    room = memory * USED.get(mesh.devices.flat[0].platform, USED_ELSEWHERE)
+    room = memory * USED.get(platform, USED_ELSEWHERE)
     chosen = next((row for row in RANKED if needed[row] <= room), RANKED[-1])
     return dataclasses.replace(run, remat=chosen), (
         f"remat: {chosen}, by which some {needed[chosen] / GIB:.0f} of {memory / GIB:.0f} GiB of a "

@@ -146,7 +146,9 @@ def uncompiled(
         batch = dataclasses.replace(run.batch, samples=None, rows=rows_unit(run, mesh))
         run = dataclasses.replace(run, batch=batch)
     rows = planned_rows(run, config.image_facts, rows_unit(run, mesh), outline.tokenizer_folder)
-    run, told_of = decided(run, model, mesh, choice.frozen, rows.count, where.usable)
+    run, told_of = decided(
+        run, model, mesh, choice.frozen, rows.count, rows.shape.samples, where.usable
+    )
     stage = build(
         run, model, mesh, rows=rows.count, samples=rows.samples, updates=100, frozen=choice.frozen,
         told=told,

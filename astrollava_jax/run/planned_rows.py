@@ -64,8 +64,10 @@ def _kept(
     tokenizer = Tokenizer.from_folder(tokenizer_folder)
     plan = training_data(run, tokenizer, facts, multiple, keep=False).plan
     samples = max(plan.samples(step) for step in range(plan.total_steps))
+    # Here each takes a place, also those that the run refuses.
+    shape = plan.shape._replace(samples=max(plan.shape.samples, -(-samples // plan.rows)))
     said = f"the lengths kept in {folder}"
-    return Rows(plan.shape, plan.rows, samples, _picture(run, facts), said)
+    return Rows(shape, plan.rows, samples, _picture(run, facts), said)
 
 
 def _assumed(run: RunConfig, facts: ImageFacts, multiple: int) -> Rows:

@@ -59,7 +59,10 @@ def get_ready(console: Console, run: RunConfig, bases: opening.Bases, *, keep: b
     data = training_data(run, tokenizer, config.image_facts, rows_unit(run, mesh), keep=keep)
     processes.alike({"data": data.facts, "tokenizer": tokenizer.fingerprint()})
     _warn(console, data, os.cpu_count() or 1)
-    how, told = keeping.decided(run, model, mesh, choice.frozen, data.plan.rows, memory)
+    plan = data.plan
+    how, told = keeping.decided(
+        run, model, mesh, choice.frozen, plan.rows, plan.shape.samples, memory
+    )
     if told:
         console.print(told)
     stage = build(

@@ -93,6 +93,14 @@ def test_consecutive_steps_of_full_rows_are_alike():
 # Steps
 
 
+def test_samples_that_are_refused_take_no_place_in_a_row():
+    """They have no positions, and all go where the least room is left."""
+    measured = lengths([60] * 3 + [0] * 20, images=0, learned=[1] * 3 + [0] * 20)
+    plan = RunPlan(mixture(23), measured, BatchConfig(rows=4, length=64), epochs=1)
+    assert max(len(row) for row in plan[0]) > 20
+    assert plan.shape.samples == 1
+
+
 @pytest.mark.parametrize(
     "batch",
     [
@@ -124,7 +132,9 @@ def test_what_every_plan_keeps(batch):
                 plan.shape.images, batch.max_images or 99
             )
             assert sum(slot.learned for slot in row) <= plan.shape.learned
+            assert len(row) <= plan.shape.samples
             assert batch.packing or len(row) <= 1
+    assert plan.shape.samples == max(len(row) for step in plan for row in step)
     filled = 2 * measured.tokens.sum() / (plan.total_steps * plan.rows * 64)
     assert plan.fill == pytest.approx(filled)
     assert np.mean([plan.filled(step) for step in range(len(plan))]) == pytest.approx(filled)

@@ -88,6 +88,13 @@ def test_no_target_reaches_into_the_next_sample():
     assert row.learned_index.tolist()[:3] == [0, 2, -1]
 
 
+def test_lengths_pass_over_what_takes_no_place():
+    three = [sample(0, [4, 5], [0, 1]), sample(1, [], []), sample(2, [6, 4, 5], [0, 1, 1])]
+    row = build_row(three, RowShape(length=6, learned=8, images=1, samples=2), FACTS, PAD)
+    assert row.lengths.tolist() == [2, 3]
+    assert row.segment_ids.tolist() == [1, 1, 3, 3, 3, 0]
+
+
 def test_text_and_several_images_stand_side_by_side():
     row = build_row(
         [

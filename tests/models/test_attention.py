@@ -11,7 +11,7 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 from tiny_llava import assert_close
 
-from astrollava_jax.models import blocks
+from astrollava_jax.models import blocks, cudnn
 from astrollava_jax.models.attention import KERNELS, attention, attention_mask, choose, native
 from astrollava_jax.sharding import MeshConfig, named
 
@@ -244,8 +244,37 @@ def as_cudnn_says(q, k, v, _, __, lengths, more, starts, others, *, scale, **how
     return jnp.where(known[..., None, None] > 0, found, jnp.nan)
 
 
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_cudnn_is_told_of_samples_only_where_jax_says_rightly_where_their_keys_lie(kv_heads):
+    """Offsets count numbers: positions times the heads of queries, and those of keys."""
+    q, k = jnp.zeros((2, 8, 4, 16)), jnp.zeros((2, 8, kv_heads, 16))
+    lengths, starts = jnp.array([[5, 3], [8, -1]]), jnp.array([[0, 5, -1], [0, -1, -1]])
+    fix = fused_attention_stablehlo._fix_seqlen_offsets
+    _, _, of_q, of_k = fix(lengths, lengths, starts, starts, q, k)
+    np.testing.assert_array_equal(of_q.ravel()[:3], [0, 5 * 4 * 16, 8 * 4 * 16])
+    right = of_k.ravel()[:3].tolist() == [0, 5 * kv_heads * 16, 8 * kv_heads * 16]
+    assert cudnn.can_pack(q, k) == right
+
+
+def test_cudnn_has_a_bias_where_it_cannot_be_told_of_samples(monkeypatch):
+    monkeypatch.setattr(cudnn, "can_pack", lambda q, k: False)
+    monkeypatch.setattr(cudnn, "gather_packed", None)
+    seen = []
+
+    def as_jax_does(q, k, v, *, mask, is_causal, scale, implementation):
+        seen.append(implementation)
+        return jnp.zeros_like(q)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", as_jax_does)
+    arrays = [noise(heads, seed, 8) for heads, seed in ((4, 0), (2, 1), (2, 2))]
+    packed = functools.partial(KERNELS["cudnn_packed"].gather, lengths=sample_lengths())
+    packed(*arrays, jnp.asarray(segment_ids()), window=None, scale=1.0, softcap=None, causal=True)
+    assert seen == ["cudnn"]
+
+
 @pytest.mark.parametrize("window", [None, 3])
 def test_cudnn_is_told_of_every_position_by_the_lengths_of_samples(window, monkeypatch):
+    monkeypatch.setattr(cudnn, "can_pack", lambda q, k: True)
     monkeypatch.setattr(fused_attention_stablehlo, "dot_product_attention", as_cudnn_says)
     arrays = [noise(heads, seed, 8) for heads, seed in ((4, 0), (2, 1), (2, 2))]
     expected = attention(*arrays, jnp.asarray(segment_ids()), window=window)
