@@ -21,23 +21,17 @@ Any key of the file can be replaced, as for `train`: --remat dots --mesh.tensor 
 Exit codes: 0 it fits; 3 it was compiled and does not fit, then settings that may are tried, the
 least harmful first; 2 a mistake in what was asked.
 
---sweep compiles several settings in one go, which takes some minutes each, tells each on stderr as
-it is done (and with --json on stdout, a line each), and prints a ranked table. Times are a model's,
-for ranking only; beside each is its time per token as a part of plain FSDP's, of as many rows per
-chip: all in slices, remat full, no compiler options. Axes and their values:
+--sweep compiles several settings, some minutes each, tells each on stderr as it is done, and ranks
+them by modelled time per token, as a part of plain FSDP's. Axes and their values:
   rows=2,4,8                     rows of a chip at a time; by default those of the batch
   mesh=file,fsdp,copies,data2,tensor2,tensor4    the file's; all in slices; the frozen weights whole
                                  on every chip; all twice; two or four chips to a row
   remat=none,dots_attention,dots,mlp,projections,attention,full,offload
   options=table,none             what `train` tells the compiler of this chip, or nothing
-  attention=auto,xla,splash
-Code 0 then says that one of them fits, 3 that none does.
-
---measure runs the step on the devices of this machine, with random weights and full random rows,
-and prints milliseconds, samples and tokens a second, MFU where the chip's peak is known, and the
-peak of memory that the compiler states: measured, not modelled. With --sweep it does so for each
-setting, a line for each as soon as it is done; one that cannot be run is a line that says why.
-Code 0 then says that one of them was run, 3 that none was.
+  attention=auto,xla,splash,cudnn
+--measure takes steps on the devices of this machine, with random weights and full random rows, of
+the run or of each setting of --sweep, and tells what they took.
+With either, code 0 says that one of the settings fits or was run, 3 that none does.
 """
 
 OWN = [
@@ -85,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--shape", metavar="NAME",
-        help="the model: a published name, or a directory with config files",
+        help="a published name, or a directory of config files",
     )  # fmt: skip
     parser.add_argument(
         "--estimate", action="store_true",
@@ -93,8 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--sweep", dest="axes", nargs="*", metavar="AXIS=A,B",
-        help="compile several settings and rank them by modelled time; AXIS is one of rows (per "
-        "chip), mesh, remat, options, attention; without any, some ten that are likely",
+        help="several settings; without any, some ten that are likely",
     )  # fmt: skip
     parser.add_argument(
         "--measure", type=int, metavar="N",

@@ -11,7 +11,13 @@ from astrollava_jax.models.decoder import DecoderConfig
 from astrollava_jax.models.remat import Remat
 from astrollava_jax.run.config import RunConfig
 from astrollava_jax.run.layout import stored_bytes
-from astrollava_jax.run.stage import Model, narrow_gradients, rows_at_once, shardings_of
+from astrollava_jax.run.stage import (
+    Model,
+    attention_kernel,
+    narrow_gradients,
+    rows_at_once,
+    shardings_of,
+)
 from astrollava_jax.sharding import rows_multiple
 from astrollava_jax.training.gradients import READ_ONCE
 
@@ -61,7 +67,8 @@ def decided(
 ) -> tuple[RunConfig, str | None]:  # fmt: skip
     """The run with a row of remat, and what to tell of the choice, if it was left open.
 
-    What fits is estimated from shapes alone; it is as little as can be where the tower trains.
+    What fits is estimated from shapes alone; it is as little as can be where the
+    tower trains, or XLA computes attention.
 
     Args:
         run: the run.
@@ -81,6 +88,11 @@ def decided(
         # Of CLIP-L 40 MiB a layer and image beside scores, and each tile is an image.
         return dataclasses.replace(run, remat="full"), (
             "remat: full, for what a tower that trains keeps is not estimated; say more to try it"
+        )
+    if attention_kernel(run, model, mesh, rows)[0] == "xla":
+        # All scores of a row at once, and their gradients: of the length's square.
+        return dataclasses.replace(run, remat="full"), (
+            "remat: full, for what attention by XLA holds is not estimated; say more to try it"
         )
     at_once = rows_at_once(run, mesh, rows)
     size = np.dtype(run.precision.compute).itemsize

@@ -178,7 +178,7 @@ def build(
     compute = jnp.dtype(run.precision.compute)
     spike = run.bad_numbers.spike
     state = _state_shardings(model, shardings, spike, everywhere := replicated(mesh))
-    kernel, note = _attention(run, model, mesh, rows)
+    kernel, note = attention_kernel(run, model, mesh, rows)
     options = compiler.options(mesh.devices.flat[0], run.compiler_options)
     jit = functools.partial(jax.jit, compiler_options=options if told is None else told)
     step = make_train_step(
@@ -219,7 +219,9 @@ def narrow_gradients(run: RunConfig, device: Any) -> Any | None:
     return jnp.dtype(run.precision.compute) if narrower and device.platform == "gpu" else None
 
 
-def _attention(run: RunConfig, model: Model, mesh: Mesh, rows: int) -> tuple[Kernel, str | None]:
+def attention_kernel(
+    run: RunConfig, model: Model, mesh: Mesh, rows: int
+) -> tuple[Kernel, str | None]:
     """What computes the decoder's attention, and what to tell of it."""
     llm, compute = model.config.llm, jnp.dtype(run.precision.compute)
     queries = jax.ShapeDtypeStruct((rows, run.batch.length, llm.num_heads, llm.head_dim), compute)

@@ -72,7 +72,7 @@ def stage1(tmp_path_factory) -> list[str]:
     (folder / "config.json").write_text(json.dumps(tree))
     recipe = str(CONFIGS / "stage1_align.yaml")
     argv = [recipe, "--topology", "v5e-4", "--shape", str(folder), "--rows-per-chip", "1"]
-    return argv + ["--mesh", "{data: 1, fsdp: 4, frozen: sharded}"]
+    return argv + ["--mesh", "{data: 1, fsdp: 4, frozen: sharded}", "--remat", "full"]
 
 
 @pytest.fixture(scope="module")

@@ -73,3 +73,10 @@ def test_what_is_said_or_cannot_be_known_is_not_chosen():
     assert decided(said, model, mesh, "sharded", 8, 3, 100 * GIB) == (said, None)
     unknown, told = decided(run, model, mesh, "sharded", 8, 3, None)
     assert unknown.remat == "full" and told is None
+
+
+def test_where_xla_computes_attention_no_more_is_kept_than_must_be():
+    run = read_run("configs/stage1_align.yaml", {"attention": "xla"})
+    model, mesh = describe(run, SHAPE), run.mesh.build(jax.devices()[:1])
+    chosen, told = decided(run, model, mesh, "sharded", 8, 3, 999 * GIB)
+    assert chosen.remat == "full" and told is not None and "attention by XLA" in told

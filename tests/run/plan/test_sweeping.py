@@ -27,15 +27,15 @@ EIGHT = Machine("v5e-8", jax.devices(), 1 << 40, topology("v5e-8"))
 def compiled(planned, monkeypatch) -> Iterator[list[tuple[RunConfig, dict]]]:
     """What a stand-in for the compiler was asked.
 
-    It breaks down at `dots`, and `none` is too large. All else takes longer where more is computed
-    again, without options, and with shared tensors.
+    It breaks down at `dots_attention`, and `none` is too large. All else takes longer where more is
+    computed again, without options, and with shared tensors.
     """
     asked = []
 
     def stand_in(run: RunConfig, where, outline, *, throughput, told):
         assert throughput
         asked.append((run, told))
-        if run.remat == "dots":
+        if run.remat == "dots_attention":
             raise jax.errors.JaxRuntimeError("INTERNAL: Mosaic failed\nat 0x1")
         micro = 1000 * run.mesh.tensor * (2 if run.remat == "full" else 1) + 500 * (not told)
         found = changed(planned, run, fits=run.remat != "none")
@@ -54,13 +54,16 @@ def test_likely_settings_are_compiled_plain_fsdp_first(folder, compiled, capsys)
     assert all(other == compiler.options(jax.devices()[0]) for _, other in others)
     shapes = [(run.mesh.fsdp, run.mesh.tensor, run.batch.rows_per_device) for run, _ in others]
     assert shapes == 3 * [(4, 2, 4)] + 3 * [(8, 1, 2)], "the file's mesh is that of tensor2 too"
-    assert [run.remat for run, _ in others] == 2 * ["full", "attention", "dots"]
+    assert [run.remat for run, _ in others] == 2 * ["full", "mlp", "dots_attention"]
     said = capsys.readouterr()
     ranked = [line.split("|")[1].strip() for line in said.out.splitlines() if "| " in line][2:]
-    assert ranked[0] == "fsdp 8, remat attention, options table"
+    assert ranked[0] == "fsdp 8, remat mlp, options table"
     assert ranked.index("fsdp 8, remat full, options none (plain)") == 3
     assert "times are modelled, not measured: 11% to 23% too pessimistic" in said.out
-    assert "not compiled: fsdp 8, remat dots, options table: INTERNAL: Mosaic failed\n" in said.out
+    assert (
+        "not compiled: fsdp 8, remat dots_attention, options table: INTERNAL: Mosaic failed\n"
+        in said.out
+    )
     assert "at 0x1" not in said.out + said.err
     assert "7 settings; modelled, not measured" in said.err
     assert "[1/7] fsdp 8, remat full, options none, 2 row(s) per chip: fits" in said.err
