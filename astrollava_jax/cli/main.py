@@ -52,6 +52,12 @@ in one screen; 75 stopped, start the same command again to go on; 1 anything els
 """
 
 
+LESS = (
+    "a device's memory is full; in training fewer rows at a time (--batch.rows_per_device N) take "
+    "less of it, and so does what is kept of a layer (--remat full): both may change between starts"
+)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns its exit code.
 
@@ -119,6 +125,9 @@ def _run(module: Any, argv: list[str]) -> int:
             told = _told(error) if ours else "no room left on the disk: make some, start again"
             print(f"astrollava: {told}", file=sys.stderr)
             return FAILED
+        if _device_is_full(error):
+            print(f"astrollava: {_first_line(error)}\n{LESS}", file=sys.stderr)
+            return FAILED
         if not _is_mistake(error):
             raise
         print(f"astrollava: {_told(error)}", file=sys.stderr)
@@ -135,6 +144,16 @@ def _disk_is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _device_is_full(error: Exception) -> bool:
+    """Whether JAX, which may not be loaded, says that a device has no memory left."""
+    is_jaxs = type(error).__name__ == "JaxRuntimeError"
+    return is_jaxs and "RESOURCE_EXHAUSTED" in str(error) and "memory" in str(error)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _is_mistake(error: Exception) -> bool:

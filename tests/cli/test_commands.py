@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from unittest.mock import Mock
 
+import jax
 import pytest
 
 import astrollava_jax.cli
@@ -67,6 +68,23 @@ def test_options_may_stand_anywhere(folder, capsys):
     ]
     assert main(["train", *words]) == 0
     assert "1 steps of 4 samples" in capsys.readouterr().out
+
+
+def test_a_device_without_memory_is_told_with_what_takes_less(monkeypatch, capsys):
+    """In the words of XLA for GPUs, and for TPUs, whose compiler says it."""
+    for said in (
+        "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes.\nBFC: ...",
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.33G of 15.75G hbm.\n",
+    ):
+        monkeypatch.setattr(verify, "main", Mock(side_effect=jax.errors.JaxRuntimeError(said)))
+        assert main(["verify"]) == FAILED
+        told = capsys.readouterr().err
+        assert told.startswith(f"astrollava: {said.splitlines()[0]}\n")
+        assert "--batch.rows_per_device N" in told and "--remat full" in told and "BFC" not in told
+    other = jax.errors.JaxRuntimeError("INTERNAL: something else")
+    monkeypatch.setattr(verify, "main", Mock(side_effect=other))
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        main(["verify"])
 
 
 def test_a_full_disk_is_told_whatever_was_to_be_written(monkeypatch, capsys):
