@@ -107,6 +107,12 @@ def _open_indexed(folder: str, index: str, open_file: Callable[[str], TensorFile
     if unnamed:
         raise ValueError(f"{index}: expected the name of a file for {', '.join(unnamed)}")
     names = sorted(set(weight_map.values()))
+    outside = [name for name in names if name in ("", ".", "..") or set(name) & set("/\\\0")]
+    if outside:
+        raise ValueError(
+            f"{index}: names files that are not in its own directory: {', '.join(outside)}; no "
+            "others are read: get it anew, from somebody you trust"
+        )
     absent = [name for name in names if not files.exists(files.join(folder, name))]
     if absent:
         raise FileNotFoundError(

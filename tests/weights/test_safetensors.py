@@ -153,6 +153,18 @@ def test_an_index_that_names_missing_files_lists_them(tmp_path):
         open_tensors(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["../out/model.safetensors", "/etc/passwd", "..", "a\\b"])
+def test_an_index_reads_nothing_outside_its_directory(name, tmp_path):
+    (tmp_path / "out").mkdir()
+    safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "out" / "model.safetensors")
+    (tmp_path / "in").mkdir()
+    index = tmp_path / "in" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(ValueError, match="files that are not in its own directory") as error:
+        open_tensors(tmp_path / "in")
+    assert str(index) in str(error.value) and name in str(error.value)
+
+
 def test_an_index_must_fit_its_files(tmp_path):
     weight_map = {"a": "one.safetensors", "b": "one.safetensors", "c": "two.safetensors"}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
