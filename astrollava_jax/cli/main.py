@@ -56,6 +56,7 @@ LESS = (
     "a device's memory is full; in training fewer rows at a time (--batch.rows_per_device N) take "
     "less of it, and so does what is kept of a layer (--remat full): both may change between starts"
 )
+"""What to do where JAX finds no more memory on a device."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -126,7 +127,7 @@ def _run(module: Any, argv: list[str]) -> int:
             print(f"astrollava: {told}", file=sys.stderr)
             return FAILED
         if _device_is_full(error):
-            print(f"astrollava: {_first_line(error)}\n{LESS}", file=sys.stderr)
+            print(f"astrollava: {_told(error).splitlines()[0]}\n{LESS}", file=sys.stderr)
             return FAILED
         if not _is_mistake(error):
             raise
@@ -150,10 +151,6 @@ def _device_is_full(error: Exception) -> bool:
     """Whether JAX, which may not be loaded, says that a device has no memory left."""
     is_jaxs = type(error).__name__ == "JaxRuntimeError"
     return is_jaxs and "RESOURCE_EXHAUSTED" in str(error) and "memory" in str(error)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _is_mistake(error: Exception) -> bool:

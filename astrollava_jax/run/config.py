@@ -152,7 +152,7 @@ class RunConfig:
     precision: Precision = Precision()
     remat: Remat | Literal["auto"] = "auto"
     """What of a layer the backward pass finds in memory; auto = the most that a device's memory
-    has room for, or full where that is not known or the tower trains."""
+    has room for; full where that is not known, the tower trains or XLA computes attention."""
     attention: Choice = "auto"
     """What computes the decoder's attention; auto = what is made for the device."""
     mesh: MeshConfig = MeshConfig()
