@@ -30,22 +30,22 @@ TOLERANCE = 1e-3
 """How far the sums of all numbers may be apart, which are added in another order."""
 
 WAYS = {
-    "transformers": ("transformers", "model"),
-    "ours, hf": ("ours", "model"),
+    "transformers": ("transformers", "hf"),
+    "ours, hf": ("ours", "hf"),
     "ours, orbax": ("ours", "orbax"),
 }
-"""Program and folder of each."""
+"""Program and layout of each."""
 
 Facts = dict[str, Any]
 
 
-def measured(work: str, turns: int) -> dict[str, list[Facts]]:
-    """What each way took in each turn; one turn before them is not counted."""
+def measured(work: str, models: Mapping[str, str], turns: int) -> dict[str, list[Facts]]:
+    """What each way took in each turn, of models by layout; one turn before is not counted."""
     found: dict[str, list[Facts]] = {name: [] for name in WAYS}
     for turn in range(turns + 1):
-        for name, (program, folder) in WAYS.items():
+        for name, (program, layout) in WAYS.items():
             out = files.join(work, "loaded.json")
-            arguments = [program, files.join(work, "job", folder), out]
+            arguments = [program, models[layout], out]
             used = memory.measured(["astrollava_jax.bench.whole_model", *arguments])
             facts = files.read_json_object(out)
             facts |= {"held_gb": used.facts["held_gb"], "resident_gb": used.facts["resident_gb"]}
@@ -115,8 +115,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         precision=shape.precision, micro=None, rows_per_device=None, workers=0, threads=0,
     )  # fmt: skip
     train_job.write(job, "full")
-    _astrollava("convert", job.model, files.join(job.folder, "orbax"), "--layout", "orbax")
-    found = measured(work, arguments.turns)
+    models = {"hf": job.model, "orbax": files.join(job.folder, "orbax")}
+    _astrollava("convert", models["hf"], models["orbax"], "--layout", "orbax")
+    found = measured(work, models, arguments.turns)
     size = (
         sum(files.size_bytes(files.join(job.model, name)) for name in files.walk(job.model)) / 1e9
     )

@@ -6,6 +6,7 @@ simulated sky in the number of a published mix.
 
 import dataclasses
 import json
+import zlib
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -112,8 +113,9 @@ class Job:
 
     @property
     def model(self) -> str:
-        """The folder of the model, which is beside the job: others of its shape have the same."""
-        return f"{self.folder}-model-{self.shape}"
+        """The folder of the model, which is beside the job: others of its sizes have the same."""
+        sizes = zlib.crc32(repr(SHAPES[self.shape].size).encode())
+        return f"{self.folder}-model-{self.shape}-{sizes:08x}"
 
     @property
     def run(self) -> str:
