@@ -30,7 +30,7 @@ def show(
     fresh: list[str],
 ) -> None:  # fmt: skip
     """Prints the plan and one batch."""
-    _run(console, run)
+    _run(console, run, stage)
     _fates(console, run, stage, fresh)
     _memory(console, run, stage)
     _steps(console, run, data)
@@ -39,14 +39,14 @@ def show(
     _batch(console, data)
 
 
-def _run(console: Console, run: RunConfig) -> None:
+def _run(console: Console, run: RunConfig, stage: Stage) -> None:
     done = steps(files.join(run.out, CHECKPOINTS))
     console.print(f"run: {run.out}" + (f", going on after step {done[-1]}" if done else ""))
     console.print(f"init: {run.init.model or f'{run.init.vision} and {run.init.llm}'}")
     precision = run.precision
     console.print(
         f"precision: compute {precision.compute}, trainable {precision.trainable}, "
-        f"frozen {precision.frozen}; remat {run.remat}"
+        f"frozen {precision.frozen}; remat {stage.remat}"
     )
 
 

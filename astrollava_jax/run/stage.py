@@ -19,6 +19,7 @@ from astrollava_jax.models import quantize
 from astrollava_jax.models.attention import Kernel, choose
 from astrollava_jax.models.llava import Llava, LlavaConfig, logical_axes
 from astrollava_jax.models.lora import LORA_A, attach
+from astrollava_jax.models.remat import Remat
 from astrollava_jax.params import Params, split
 from astrollava_jax.run.config import RunConfig
 from astrollava_jax.sharding import Axes, placements, replicated, rows_multiple, spec, without
@@ -66,6 +67,7 @@ class Stage:
     step: Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, Any]]]
     evaluate: Callable[[Params, Params, Batch], tuple[Any, Any]]
     compute: str
+    remat: Remat
     notes: tuple[str, ...]
     """What to tell of how it is computed."""
     start: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -159,7 +161,7 @@ def build(
     """The stage on a mesh.
 
     Args:
-        run: the run; `remat: auto` must have been decided (`run.keeping`), or is `full`.
+        run: the run, whose remat is decided (`run.keeping`).
         model: what it trains.
         mesh: real devices, or described ones.
         rows: of a step, over all devices.
@@ -173,7 +175,7 @@ def build(
         ValueError: if the mesh does not divide the model, or `attention` cannot be had there.
     """
     shardings = shardings_of(model, mesh, frozen)
-    rows_per_device = rows_at_once(run, mesh, rows)
+    remat, rows_per_device = _decided(run), rows_at_once(run, mesh, rows)
     optimizer = AdamW(run.optimizer, model.fates, updates)
     compute = jnp.dtype(run.precision.compute)
     spike = run.bad_numbers.spike
@@ -188,7 +190,7 @@ def build(
         samples=samples,
         rows_per_device=rows_per_device,
         dtype=compute,
-        remat="full" if run.remat == "auto" else run.remat,
+        remat=remat,
         kernel=kernel,
         dropout_seed=run.seed if run.lora is not None and run.lora.dropout else None,
         spike=spike,
@@ -209,8 +211,15 @@ def build(
         step=jit(step, donate_argnums=0, out_shardings=(state, everywhere)),
         evaluate=jit(evaluate, out_shardings=everywhere),
         compute=run.precision.compute,
+        remat=remat,
         notes=() if note is None else (note,),
     )
+
+
+def _decided(run: RunConfig) -> Remat:
+    if run.remat == "auto":
+        raise ValueError("remat: auto is decided before a stage is built, by run.keeping.decided")
+    return run.remat
 
 
 def narrow_gradients(run: RunConfig, device: Any) -> Any | None:

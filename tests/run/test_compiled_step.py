@@ -35,9 +35,14 @@ MODEL = LlavaConfig(
 
 
 def built(recipe: str = "stage1_align", **changes: Any):
-    run = config.load(RunConfig, str(CONFIGS / f"{recipe}.yaml"), changes)
+    run = config.load(RunConfig, str(CONFIGS / f"{recipe}.yaml"), {"remat": "full"} | changes)
     mesh = run.mesh.build()
     return run, build(run, describe(run, MODEL), mesh, rows=ROWS, samples=ROWS, updates=10)
+
+
+def test_what_is_kept_is_decided_before_a_step_is_built():
+    with pytest.raises(ValueError, match="remat: auto is decided before a stage is built"):
+        built(remat="auto")
 
 
 def test_scores_stay_where_they_are_and_nothing_frozen_is_reduced():

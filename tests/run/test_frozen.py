@@ -46,7 +46,7 @@ def test_a_checkpoint_holds_no_frozen_address(stage, stage1, stage2):
 @pytest.fixture(scope="module", params=[1, 2], ids=["stage 1", "stage 2"])
 def compiled_step(request, stage1, stage2):
     """The step on one device at shapes that are never allocated, and what it takes."""
-    run = small_run.read_run({1: stage1, 2: stage2}[request.param].file)
+    run = small_run.read_run({1: stage1, 2: stage2}[request.param].file, remat="full")
     config = open_init(run.init).source.config
     config = dataclasses.replace(config, llm=dataclasses.replace(config.llm, vocab_size=WORDS))
     stage = stages.build(
