@@ -151,7 +151,7 @@ def _cudnn_whole(
     """The same for towers: every position sees every other."""
     assert segment_ids is None and not causal and window is None and softcap is None
     local = functools.partial(cudnn.gather_whole, scale=scale)
-    return _on_shards(local, q, k, v, _ids(q, None))
+    return _on_shards(local, q, k, v)
 
 
 def _blocks(q: Array, k: Array, v: Array, segment_ids: Array | None, **how: Any) -> Array:
@@ -164,20 +164,18 @@ def _ids(q: Array, segment_ids: Array | None) -> Array:
     return jnp.ones(q.shape[:2], jnp.int32) if segment_ids is None else segment_ids
 
 
-def _on_shards(local: Any, q: Array, k: Array, v: Array, samples: Array) -> Array:
+def _on_shards(local: Any, q: Array, k: Array, v: Array, *samples: Array) -> Array:
     """Rows and heads know nothing of each other: each device does its own, where there is a mesh.
 
     The compiler cannot split a kernel that it knows nothing of.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return local(q, k, v, samples)
+        return local(q, k, v, *samples)
     heads = spec(("batch", "length", "heads", "head_dim"), mesh)
-    ids = spec(("batch", None), mesh)
-    split = jax.shard_map(
-        local, in_specs=(heads, heads, heads, ids), out_specs=heads, check_vma=False
-    )
-    return split(q, k, v, samples)
+    places = (heads,) * 3 + (spec(("batch", None), mesh),) * len(samples)
+    split = jax.shard_map(local, in_specs=places, out_specs=heads, check_vma=False)
+    return split(q, k, v, *samples)
 
 
 class Row(NamedTuple):

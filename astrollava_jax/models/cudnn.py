@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax._src.cudnn import fused_attention_stablehlo
 from jaxtyping import Array, Float, Int
 
 SINCE = (8, 0)
@@ -16,6 +15,10 @@ PACKED_SINCE = (9, 0)
 SHARED_KEYS_SINCE = (0, 11, 1)
 """The version of JAX from which on samples' keys are found where several queries share one. Older
 ones count their offsets by the heads of queries: the kernel reads other samples, or nothing."""
+
+
+MOST_NUMBERS = 2**31
+"""Of the queries of one device: JAX tells cuDNN of samples by offsets of 32 bits."""
 
 
 def lacks(q: Any, softcap: float | None) -> str | None:
@@ -45,7 +48,6 @@ def gather_whole(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
-    _: Any = None,
     *,
     scale: float,
 ) -> Float[Array, "B T N H"]:
@@ -82,7 +84,19 @@ def gather_packed(
         lengths: how many positions each sample takes, one after the other; 0 for none.
         window: how many positions a query sees, its own included; None = all.
         scale: of the scores.
+
+    Raises:
+        ValueError: if there are more numbers than its offsets can count.
     """
+    # Private to JAX: only who has need of it hangs on where it is.
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    if q.size >= MOST_NUMBERS:
+        raise ValueError(
+            f"attention by cudnn: samples are found by offsets below {MOST_NUMBERS:,}, and the "
+            f"queries of {q.shape[0]} rows of {q.shape[1]} positions are {q.size:,} numbers: "
+            "compute fewer rows at a time (batch.rows_per_device)"
+        )
     # The end of a row is a sample too: what cuDNN is not told of, it leaves as it finds it.
     rest = q.shape[1] - jnp.sum(lengths, axis=1, keepdims=True)
     lengths = jnp.concatenate([lengths, rest], axis=1).astype(jnp.int32)

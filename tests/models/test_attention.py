@@ -1,53 +1,24 @@
 """Every kernel of attention against the plain sum, on one device and on a mesh."""
 
-import contextlib
-import functools
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src.cudnn import fused_attention_stablehlo
+from attention_cases import (
+    CASES,
+    LENGTH,
+    compared_on_its_device,
+    noise,
+    segment_ids,
+    with_gradients,
+)
 from tiny_llava import assert_close
 
-from astrollava_jax.models import blocks, cudnn
+from astrollava_jax.models import blocks
 from astrollava_jax.models.attention import KERNELS, attention, attention_mask, choose, native
 from astrollava_jax.sharding import MeshConfig, named
-
-ROWS, LENGTH = 4, 256
-"""Two tiles of 128 a side, or one of 256."""
-
-CASES = {
-    "causal": {},
-    "causal, a window over tiles": {"window": 150},
-    "causal, a small window": {"window": 3},
-    "a soft cap": {"softcap": 2.0},
-    "a scale of its own": {"scale": 0.5},
-    "a window and a cap": {"window": 100, "softcap": 3.0, "scale": 1.0},
-    "both ways": {"causal": False},
-    "both ways, a window": {"causal": False, "window": 40},
-}
-
-
-SAMPLES = [(100, 28, 60), (130, 126), (256,), ()]
-"""Rows as the packing makes them: several samples and padding, one sample, nothing."""
-
-
-def sample_lengths() -> jax.Array:
-    return jnp.array([np.pad(row, (0, 3 - len(row))) for row in SAMPLES], jnp.int32)
-
-
-def segment_ids() -> np.ndarray:
-    ids = np.zeros((ROWS, LENGTH), np.int32)
-    for row, lengths in enumerate(SAMPLES):
-        ids[row, : sum(lengths)] = np.repeat(np.arange(1, len(lengths) + 1), lengths)
-    return ids
-
-
-def noise(heads: int, seed: int, head_dim: int = 16) -> jax.Array:
-    rng = np.random.default_rng(seed)
-    return jnp.asarray(rng.normal(size=(ROWS, LENGTH, heads, head_dim)), jnp.float32)
 
 
 def plain_sum(q, k, v, ids, *, causal=True, window=None, softcap=None, scale=None) -> np.ndarray:
@@ -66,20 +37,6 @@ def plain_sum(q, k, v, ids, *, causal=True, window=None, softcap=None, scale=Non
             weights = np.exp(scores - scores.max())
             found[row, place, head] = weights / weights.sum() @ values
     return found
-
-
-def with_gradients(kernel: str, ids, weights, **how):
-    """A jitted function of q, k and v that gives the result and the gradients of a sum of it."""
-
-    def total(q, k, v):
-        found = attention(q, k, v, ids, kernel=kernel, **how)  # pyright: ignore
-        return jnp.sum(found * weights), found
-
-    def both(q, k, v):
-        (_, found), gradients = jax.value_and_grad(total, (0, 1, 2), has_aux=True)(q, k, v)
-        return found, *gradients
-
-    return jax.jit(both)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -190,102 +147,6 @@ def test_for_a_tpu_the_kernels_are_in_the_program_and_no_square_of_scores():
     for kernel in ("fwd_segmented_residuals", "dq_segmented_no", "dkv_segmented_no"):
         assert text.count(f'kernel_name = "splash_mha_{kernel}') == 1
     assert "2048x2048" not in text
-
-
-def compared_on_its_device(kernel: str, own: str, **how) -> None:
-    """A kernel in bfloat16 against the einsum in float32, of the same numbers."""
-    if native(jax.devices()[0]) != own:
-        pytest.skip(f"{own} is not made for {jax.devices()[0].device_kind}")
-    arrays = [
-        noise(heads, seed, 64).astype(jnp.bfloat16) for heads, seed in ((4, 0), (2, 1), (2, 2))
-    ]
-    ids, weights = jnp.asarray(segment_ids()), noise(4, 3, 64)
-    with jax.default_matmul_precision("highest"):
-        wide = [array.astype(jnp.float32) for array in arrays]
-        expected = with_gradients("xla", ids, weights, **how)(*wide)
-    found = with_gradients(kernel, ids, weights, lengths=sample_lengths(), **how)(*arrays)
-    for what, ours, theirs in zip(("gathered", "of q", "of k", "of v"), found, expected):
-        assert_close(ours.astype(jnp.float32), theirs, what, 2e-2)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("kernel", ["cudnn", "cudnn_packed"])
-@pytest.mark.parametrize("case", ["causal", "causal, a small window", "both ways, a window"])
-def test_cudnn_and_its_gradients_are_those_of_the_einsum(kernel, case):
-    compared_on_its_device(kernel, "cudnn", **CASES[case])
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("length", [577, 256])
-def test_cudnn_for_towers_and_its_gradients_are_those_of_the_einsum(length):
-    if native(jax.devices()[0]) != "cudnn":
-        pytest.skip(f"cudnn is not made for {jax.devices()[0].device_kind}")
-    rng = np.random.default_rng(0)
-    q, k, v, weights = (jnp.asarray(rng.normal(size=(3, length, 4, 64))) for _ in range(4))
-    wide = [x.astype(jnp.bfloat16).astype(jnp.float32) for x in (q, k, v)]
-    with jax.default_matmul_precision("highest"):
-        expected = with_gradients("xla", None, weights, causal=False)(*wide)
-    arrays = [x.astype(jnp.bfloat16) for x in wide]
-    found = with_gradients("cudnn_whole", None, weights, causal=False)(*arrays)
-    for what, ours, theirs in zip(("gathered", "of q", "of k", "of v"), found, expected):
-        assert_close(ours.astype(jnp.float32), theirs, what, 2e-2)
-
-
-def as_cudnn_says(q, k, v, _, __, lengths, more, starts, others, *, scale, **how):
-    """What the kernel's documentation says it gives; nothing where it is told of no sample."""
-    assert lengths is more and starts is others
-    assert how["mask_type"].name == "PADDING_CAUSAL"
-    place = jnp.arange(q.shape[1])[:, None]
-    begins, counted = starts[:, None, :-1], lengths[:, None]
-    inside = (begins >= 0) & (place >= begins) & (place < begins + counted)
-    known = jnp.where(inside.any(-1), 1 + inside.argmax(-1), 0)
-    window = how["sliding_window_length"]
-    found = attention(q, k, v, known, causal=True, window=window, scale=scale)
-    return jnp.where(known[..., None, None] > 0, found, jnp.nan)
-
-
-@pytest.mark.parametrize("kv_heads", [4, 2])
-def test_cudnn_is_told_of_samples_only_where_jax_says_rightly_where_their_keys_lie(kv_heads):
-    """Offsets count numbers: positions times the heads of queries, and those of keys."""
-    q, k = jnp.zeros((2, 8, 4, 16)), jnp.zeros((2, 8, kv_heads, 16))
-    lengths, starts = jnp.array([[5, 3], [8, -1]]), jnp.array([[0, 5, -1], [0, -1, -1]])
-    fix = fused_attention_stablehlo._fix_seqlen_offsets
-    _, _, of_q, of_k = fix(lengths, lengths, starts, starts, q, k)
-    np.testing.assert_array_equal(of_q.ravel()[:3], [0, 5 * 4 * 16, 8 * 4 * 16])
-    right = of_k.ravel()[:3].tolist() == [0, 5 * kv_heads * 16, 8 * kv_heads * 16]
-    assert cudnn.can_pack(q, k) == right
-
-
-def test_cudnn_has_a_bias_where_it_cannot_be_told_of_samples(monkeypatch):
-    monkeypatch.setattr(cudnn, "can_pack", lambda q, k: False)
-    monkeypatch.setattr(cudnn, "gather_packed", None)
-    seen = []
-
-    def as_jax_does(q, k, v, *, mask, is_causal, scale, implementation):
-        seen.append(implementation)
-        return jnp.zeros_like(q)
-
-    monkeypatch.setattr(jax.nn, "dot_product_attention", as_jax_does)
-    arrays = [noise(heads, seed, 8) for heads, seed in ((4, 0), (2, 1), (2, 2))]
-    packed = functools.partial(KERNELS["cudnn_packed"].gather, lengths=sample_lengths())
-    packed(*arrays, jnp.asarray(segment_ids()), window=None, scale=1.0, softcap=None, causal=True)
-    assert seen == ["cudnn"]
-
-
-@pytest.mark.parametrize("window", [None, 3])
-def test_cudnn_is_told_of_every_position_by_the_lengths_of_samples(window, monkeypatch):
-    monkeypatch.setattr(cudnn, "can_pack", lambda q, k: True)
-    monkeypatch.setattr(fused_attention_stablehlo, "dot_product_attention", as_cudnn_says)
-    arrays = [noise(heads, seed, 8) for heads, seed in ((4, 0), (2, 1), (2, 2))]
-    expected = attention(*arrays, jnp.asarray(segment_ids()), window=window)
-    for mesh in (None, MeshConfig(data=2, fsdp=2).build(jax.devices()[:4])):
-        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-            how = {"window": window, "scale": 8**-0.5, "softcap": None, "causal": True}
-            packed = KERNELS["cudnn_packed"].gather
-            found = jax.jit(functools.partial(packed, **how))(
-                *arrays, jnp.asarray(segment_ids()), lengths=sample_lengths()
-            )
-        assert_close(found, expected, "gathered", 1e-5)
 
 
 @pytest.mark.tpu
