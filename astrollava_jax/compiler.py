@@ -28,7 +28,7 @@ _ASYNCHRONOUS_GATHERS: Options = {
 OPTIONS: dict[str, Options] = {
     "cpu": {
         # A CPU multiplies bfloat16 as float32. XLA would turn whole stacks of layers before the
-        # loop over them: twice the bytes of the model besides the model.
+        # loop over them: twice the bytes of the model besides the model. jax 0.11.2 does not.
         "xla_disable_hlo_passes": "while-loop-invariant-code-motion",
     },
     "TPU v4": {},

@@ -75,7 +75,8 @@ def test_a_stack_in_bfloat16_is_not_copied_as_float32():
 
     layer = width * width * 4
     assert temporary_bytes(compiler.options(jax.devices()[0])) < 4 * layer
-    assert temporary_bytes({}) > depth * layer, "XLA has changed: the options are not needed"
+    copied = temporary_bytes({}) > depth * layer
+    assert copied == (jax.__version_info__ < (0, 11, 2)), "XLA has changed: see the options' reason"
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
