@@ -39,6 +39,17 @@ def some_of(names: Iterable[str]) -> Callable[[str], list[str]]:
     return read
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """Reads an option's value: a whole number that is not less."""
+
+    def read(value: str) -> int:
+        if not value.isdecimal() or int(value) < least:
+            raise argparse.ArgumentTypeError(f"expected a number from {least} on, found {value}")
+        return int(value)
+
+    return read
+
+
 def ended(faults: Sequence[str], figures: str) -> int:
     """Tells the faults, or that there are none, and where the figures are; the exit code."""
     print("\n".join(faults) or f"as it must be; the figures are in {figures}")

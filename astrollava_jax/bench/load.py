@@ -24,6 +24,7 @@ from typing import Any
 
 from astrollava_jax import files
 from astrollava_jax.bench import machine, memory, train_job
+from astrollava_jax.bench.command import at_least
 from astrollava_jax.bench.train_job import SHAPES, Job
 
 TOLERANCE = 1e-3
@@ -108,7 +109,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _arguments(argv)
     shape, work = SHAPES[arguments.shape], files.absolute(arguments.work)
     print(machine.described(), flush=True)
-    files.remove(files.join(work, "job"))
     job = Job(
         folder=files.join(work, "job"), shape=arguments.shape, stage=arguments.stage,
         mix="llava", samples=2, rows=None, length=shape.length, steps=1,
@@ -141,7 +141,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--work", required=True, metavar="DIR", help="a folder for everything that is written")
     add("--shape", choices=SHAPES, default="smollm2", help="the model (smollm2)")
     add("--stage", type=int, choices=train_job.RATES, default=1, help="of the step (1)")
-    add("--turns", type=int, default=3, metavar="N", help="besides one to warm up (3)")
+    add("--turns", type=at_least(1), default=3, metavar="N", help="besides one to warm up (3)")
     return parser.parse_args(argv)
 
 

@@ -4,6 +4,7 @@ Unlike time on the clock, it hardly changes with what else a machine has to do.
 """
 
 import multiprocessing
+import resource
 import time
 
 from astrollava_jax import files
@@ -16,9 +17,11 @@ MOST_SECONDS = 900.0
 
 
 def tree_seconds() -> float:
-    """User and system time so far, of this process and of all workers that are alive."""
+    """User and system time so far, of this process and of all its workers, ended ones too."""
     workers = [process.pid for process in multiprocessing.active_children()]
-    return time.process_time() + sum(_seconds(pid) for pid in workers if pid is not None)
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    alive = sum(_seconds(pid) for pid in workers if pid is not None)
+    return time.process_time() + ended.ru_utime + ended.ru_stime + alive
 
 
 def settle() -> float:
@@ -43,7 +46,10 @@ def settle() -> float:
 
 def _seconds(pid: int) -> float:
     # The clock of another process, by the number that Linux gives it: clock_getcpuclockid(3).
-    return time.clock_gettime(~pid << 3 | 2)
+    try:
+        return time.clock_gettime(~pid << 3 | 2)
+    except OSError:  # it has just ended, and is among those that have the next time
+        return 0.0
 
 
 def _any_runs() -> bool:

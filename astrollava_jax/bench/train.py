@@ -10,29 +10,34 @@ one after the other. Three comparisons:
     token for token   both on our rows, theirs with positions and a mask that keep samples apart
     torch.compile     the same two with theirs compiled, where PyTorch finds a C++ compiler
 
-Times include input, whose pictures stand at training size on both sides, and the update. All
+Times include the update, and input, whose pictures stand at training size on both sides; workers
+make a few batches ahead, so that turns of more `--steps` than these hold what input costs. All
 losses are printed side by side: in float32 they must agree, or the bench ends with 1. Processor
 time is that of the program with its workers; it depends less than the clock on what else the
-machine does. Writes DIR/train.json.
+machine does. A program that fails on an accelerator is told, and the next one measured. Writes
+DIR/train-SHAPE-STAGE.json, anew after each program.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import importlib.util
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_args
 
 import numpy as np
 
 from astrollava_jax import files
 from astrollava_jax.bench import machine, train_job
+from astrollava_jax.bench.command import at_least
 from astrollava_jax.bench.train_found import RATIOS, Found, faults, told
 from astrollava_jax.bench.train_job import MIXES, SHAPES, Job, in_parts
-from astrollava_jax.bench.turns import Program, Turn
+from astrollava_jax.bench.turns import Program
+from astrollava_jax.models.remat import Remat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,41 +64,69 @@ KINDS = {
 """What is measured, in this order; ours says what its steps hold and so comes first."""
 
 
-def measured(job: Job, names: Sequence[str], turns: int, steps: int) -> Found:
-    """Runs the programs of a job: `turns` turns of some steps each, and one before them."""
+def measured(
+    job: Job, names: Sequence[str], turns: int, steps: int, keep: Callable[[Found], None]
+) -> Found:
+    """Runs the programs of a job: `turns` turns of some steps each, and one before them.
+
+    Args:
+        job: what they do, which is written already.
+        names: of the programs.
+        turns: that are counted.
+        steps: of a turn.
+        keep: what is done with what is measured so far, after each program.
+
+    Raises:
+        ValueError: if theirs cannot compute where ours does.
+    """
     found = Found(steps, {}, {}, {})
     with contextlib.ExitStack() as ending:
-        programs: dict[str, Program] = {}
-        for name in names:
-            began = time.perf_counter()
-            programs[name] = ending.enter_context(_started(job, name, found))
-            print(f"{name}: ready in {time.perf_counter() - began:.0f} s", file=sys.stderr)
-            found.facts[name] = programs[name].facts
-            found.turns[name] = [programs[name].take(steps)]
-            if found.facts["ours"]["platform"] != "cpu":  # there is no room for two
-                found.turns[name] += [programs[name].take(steps) for _ in range(turns)]
-                found.resident[name] = programs.pop(name).most_resident()
-                print(f"{name}: {_seconds(found.turns[name])}", file=sys.stderr, flush=True)
-                ending.pop_all().close()
-        for _ in range(turns if programs else 0):
-            for name, program in programs.items():
-                found.turns[name].append(program.take(steps))
-        found.resident.update({name: p.most_resident() for name, p in programs.items()})
+        first = {names[0]: _started(job, names[0], found, ending)}
+        if found.facts[names[0]]["platform"] == "cpu":
+            others = {name: _started(job, name, found, ending) for name in names[1:]}
+            _take(found, first | others, turns + 1)
+        else:  # there is no room for two
+            _take(found, first, turns + 1)
+    keep(found)
+    for name in [name for name in names if name not in found.turns]:
+        try:
+            with contextlib.ExitStack() as ending:
+                _take(found, {name: _started(job, name, found, ending)}, turns + 1)
+        except (RuntimeError, ValueError) as error:
+            found.failed[name] = str(error)
+            found.turns.pop(name, None)
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
+        keep(found)
     return found
 
 
-def _seconds(turns: Sequence[Turn]) -> str:
-    """What a program's turns took, for who waits for the others."""
-    return ", ".join(f"{turn.seconds:.3f} s" for turn in turns)
+def _take(found: Found, programs: Mapping[str, Program], turns: int) -> None:
+    """Has programs take their turns, one after the other each time."""
+    for _ in range(turns):
+        for name, program in programs.items():
+            turn = program.take(found.steps)
+            found.turns.setdefault(name, []).append(turn)
+            found.resident[name] = program.most_resident()
+            print(f"{name}: {turn.seconds:.3f} s", file=sys.stderr, flush=True)
 
 
-def _started(job: Job, name: str, found: Found) -> Program:
+def _started(job: Job, name: str, found: Found, ending: contextlib.ExitStack) -> Program:
     kind = KINDS[name]
     threads = {"PJRT_NPROC": str(job.threads), "OMP_NUM_THREADS": str(job.threads)}
-    if name == "ours":
-        return Program([kind.module, job.run, job.plan], threads)
-    platform = found.facts["ours"]["platform"]
-    return Program([kind.module, job.folder, *kind.arguments, "--platform", platform], threads)
+    arguments = [kind.module, job.run, job.plan]
+    if name != "ours":
+        platform = found.facts["ours"]["platform"]
+        arguments = [kind.module, job.folder, *kind.arguments, "--platform", platform]
+    began = time.perf_counter()
+    program = ending.enter_context(Program(arguments, threads))
+    found.facts[name] = program.facts
+    print(f"{name}: ready in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    return program
+
+
+def _check_pytorch() -> None:
+    if importlib.util.find_spec("torch") is None:
+        raise ValueError("PyTorch, with which ours is compared, is not here: install '.[dev]'")
 
 
 def compiles() -> str | None:
@@ -141,45 +174,59 @@ def _attention(found: Found) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures and prints; 1 where losses do not agree."""
     arguments = _arguments(argv)
+    _check_pytorch()
     job = _job(arguments)
     names = [name for name in KINDS if name in ("ours", *arguments.programs)]
     if any("compiled" in name for name in names) and (why := compiles()) is not None:
         print(f"torch.compile does not work here, and is left out: {why}")
         names = [name for name in names if "compiled" not in name]
     print(machine.described(), flush=True)
-    files.remove(job.folder)
     train_job.write(job, arguments.remat)
-    found = measured(job, names, arguments.turns, arguments.steps)
+    where = files.join(arguments.work, f"train-{job.shape}-{job.stage}.json")
+    found = measured(job, names, arguments.turns, arguments.steps, lambda f: _keep(where, job, f))
     lines = described(job, found)
     lines += told(found, job, {name: kind.about for name, kind in KINDS.items()})
     wrong = faults(found, job)
-    print("\n".join([*lines, *wrong]) + ("" if wrong else "\nlosses as they must be"))
+    print("\n".join([*lines, *wrong]))
+    if not wrong:
+        compared = "as they must be" if job.precision == "float32" else "finite, and not judged"
+        print(f"losses are {compared}")
     print(f"load at the end: {os.getloadavg()[0]:.1f}")
+    return 1 if wrong else 0
+
+
+def _keep(where: str, job: Job, found: Found) -> None:
     summary: dict[str, Any] = {"machine": machine.described(), "job": dataclasses.asdict(job)}
-    summary |= dataclasses.asdict(found) | {"faults": wrong}
+    summary |= dataclasses.asdict(found) | {"faults": faults(found, job)}
     for clock, what in ((False, "processor_ratios"), (True, "clock_ratios")):
         summary[what] = {ratio.name: found.ratios(ratio, clock) for ratio in RATIOS}
-    files.write_json(files.join(arguments.work, "train.json"), summary)
-    return 1 if wrong else 0
+    files.write_json(where, summary)
 
 
 def _job(arguments: argparse.Namespace) -> Job:
     shape = SHAPES[arguments.shape]
+    samples = None if arguments.rows else arguments.samples or shape.samples
     return Job(
         folder=files.absolute(files.join(arguments.work, "job")),
         shape=arguments.shape,
         stage=arguments.stage,
         mix=arguments.mix,
-        samples=None if arguments.rows else arguments.samples or shape.samples,
-        rows=arguments.rows,
+        samples=samples,
+        rows=arguments.rows or (None if samples else shape.rows[arguments.stage]),
         length=arguments.length or shape.length,
         steps=arguments.steps * (arguments.turns + 1),
         precision=arguments.precision or shape.precision,
-        micro=arguments.micro,
+        micro=arguments.micro or shape.micro.get(arguments.stage),
         rows_per_device=arguments.rows_per_device,
-        workers=arguments.workers,
+        workers=_workers() if arguments.workers is None else arguments.workers,
         threads=arguments.threads or os.cpu_count() or 1,
     )
+
+
+def _workers() -> int:
+    """None where every processor computes."""
+    cores = os.cpu_count() or 1
+    return 0 if cores <= 4 else min(8, cores // 2)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -195,17 +242,19 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--stage", type=int, choices=train_job.RATES, default=1, help="1: projector; 2: all")
     add("--mix", choices=MIXES, default="astrollava", help="whose lengths samples have")
     held = parser.add_mutually_exclusive_group()
-    held.add_argument("--samples", type=int, metavar="N", help="of a step (by the shape)")
-    held.add_argument("--rows", type=int, metavar="N", help="of a step, with as many as they hold")
-    add("--length", type=int, metavar="N", help="positions of our rows (by the shape)")
-    add("--micro", type=int, metavar="N", help="most samples of theirs at a time (all)")
-    add("--rows-per-device", type=int, metavar="N", help="rows at a time, on both sides (all)")
+    count = at_least(1)
+    held.add_argument("--samples", type=count, metavar="N", help="of a step (by the shape)")
+    held.add_argument("--rows", type=count, metavar="N", help="of a step, and what they hold")
+    add("--length", type=count, metavar="N", help="positions of our rows (by the shape)")
+    add("--micro", type=count, metavar="N", help="most samples of theirs at a time (by the shape)")
+    add("--rows-per-device", type=count, metavar="N", help="rows at a time, on both sides (all)")
     add("--precision", choices=("float32", "bfloat16"), help="what is computed in (by the shape)")
-    add("--remat", default="auto", help="of ours, as in a run (auto: what memory has room for)")
-    add("--turns", type=int, default=5, metavar="N", help="besides one to warm up (5)")
-    add("--steps", type=int, default=1, metavar="N", help="of a turn (1)")
-    add("--threads", type=int, metavar="N", help="of each program (all)")
-    add("--workers", type=int, default=0, metavar="N", help="of each that read pictures (0)")
+    remats = ("auto", *get_args(Remat))
+    add("--remat", choices=remats, default="auto", help="of ours, as in a run (auto)")
+    add("--turns", type=count, default=5, metavar="N", help="besides one to warm up (5)")
+    add("--steps", type=count, default=1, metavar="N", help="of a turn (1)")
+    add("--threads", type=count, metavar="N", help="of each program (all)")
+    add("--workers", type=at_least(0), metavar="N", help="of each that read pictures (by cores)")
     add(
         "--programs",
         nargs="+",

@@ -1,6 +1,7 @@
 """What `bench train` has measured: ratios, losses side by side, and what of them is wrong."""
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -47,6 +48,8 @@ class Found:
     """What each program said of itself."""
     resident: dict[str, int]
     """The most memory that each held, in bytes."""
+    failed: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Why a program was not measured to its end."""
 
     def per_step(self, name: str, clock: bool) -> list[float]:
         """Seconds of a step in each turn but the first."""
@@ -79,9 +82,15 @@ def apart(found: Found, other: str) -> float:
 
 
 def faults(found: Found, job: Job) -> list[str]:
-    """Losses that do not agree in float32, and numbers of parameters that differ."""
+    """Programs that failed, numbers of parameters that differ, and losses that are wrong.
+
+    In float32 they must agree; in bfloat16 they must be finite.
+    """
+    told = [f"{name}: not measured: {why}" for name, why in found.failed.items()]
+    for name in found.turns:
+        if not all(map(math.isfinite, found.losses(name))):
+            told.append(f"{name}: expected finite losses, found {found.losses(name)}")
     others = [name for name in found.turns if name != "ours"]
-    told = []
     for name in others:
         ours, theirs = found.facts["ours"]["trained"], found.facts[name]["trained"]
         if ours != theirs:
@@ -127,8 +136,8 @@ def _ratios(found: Found, job: Job) -> list[str]:
             continue
         least = ratio.least.get((platform, job.stage))
         goal = ""
-        if least is not None:  # several programs share the processors of such a machine
-            judged = statistics.median(values[platform != "cpu"])
+        if least is not None:  # on a CPU all programs use the processors: both clocks must show it
+            judged = min(statistics.median(values[c]) for c in ({platform != "cpu", True}))
             goal = f"  to reach: {least:g}, {'reached' if judged >= least else 'NOT reached'}"
         shown = "".join(f"{_spread(values[clock]):<34}" for clock in (False, True))
         lines.append(f"  {ratio.name:<42}{shown}{goal}".rstrip())

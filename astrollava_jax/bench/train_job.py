@@ -7,7 +7,7 @@ simulated sky in the number of a published mix.
 import dataclasses
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -39,6 +39,9 @@ Mix = Literal["llava", "astrollava"]
 MIXES: tuple[Mix, ...] = ("llava", "astrollava")
 Precision = Literal["bfloat16", "float32"]
 
+PHOTOGRAPHS = 64
+"""That are drawn; records take them in turn."""
+
 _MORE = 48
 _FRAME = 8
 """Positions of a dialogue beside its words: the roles and their colons, <s>, </s>, a newline."""
@@ -51,10 +54,14 @@ class Shape:
     size: Size
     length: int
     """Positions of our rows."""
-    samples: int
-    """Per step."""
     precision: Precision
     about: str
+    samples: int | None = None
+    """Per step; None: full rows."""
+    rows: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    """Per step, by stage: as many as one H200 has memory for."""
+    micro: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    """The same of the samples that transformers computes at a time."""
 
 
 _WORDS = len(words())
@@ -73,15 +80,15 @@ SHAPES = {
             TINY, words=_WORDS, rows=_WORDS + 2, kv_heads=2, image_id=_IMAGE,
             tied=True, word_scale=0.1, dtype="float32",
         ),
-        length=256, samples=4, precision="float32", about="for tests",
+        length=256, precision="float32", about="for tests", samples=4,
     ),
     "smollm2": Shape(
-        _SMOLLM2, length=1024, samples=8, precision="float32",
+        _SMOLLM2, length=1024, precision="float32", samples=8,
         about="a decoder of 135 million numbers as SmolLM2's, a tower of 21 million",
     ),
     "llava-1.5-7b": Shape(
-        dataclasses.replace(FULL, image_id=_IMAGE), length=2048, samples=128,
-        precision="bfloat16", about="LLaVA-1.5-7B's; for accelerators",
+        dataclasses.replace(FULL, image_id=_IMAGE), length=2048, precision="bfloat16",
+        about="LLaVA-1.5-7B's; for accelerators", rows={1: 16, 2: 6}, micro={1: 32, 2: 16},
     ),
 }  # fmt: skip
 
@@ -128,8 +135,8 @@ class Job:
         return files.join(self.folder, "plan.npz")
 
     def photograph(self, record: int) -> str:
-        """The picture of a record."""
-        return files.join(self.folder, "photographs", f"{record:05d}.jpg")
+        """The picture of a record, which others have too."""
+        return files.join(self.folder, "photographs", f"{record % PHOTOGRAPHS:05d}.jpg")
 
     @classmethod
     def read(cls, folder: files.Where) -> "Job":
@@ -154,8 +161,16 @@ workers: {workers}
 
 
 def write(job: Job, remat: str) -> None:
-    """Writes everything that the programs read."""
+    """Writes everything that the programs read; what an earlier job left there goes.
+
+    Raises:
+        ValueError: if the folder holds something else.
+    """
     shape = SHAPES[job.shape]
+    if files.exists(job.folder) and not files.exists(files.join(job.folder, "job.json")):
+        raise ValueError(f"{job.folder}: not a folder of this bench; choose another --work")
+    files.remove(job.folder)
+    files.write_json(files.join(job.folder, "job.json"), dataclasses.asdict(job))
     if not files.exists(job.model):  # it is there whole, or not at all
         random_llava.write(job.model, shape.size)
     for name, content in tokenizer_files().items():
@@ -163,8 +178,8 @@ def write(job: Job, remat: str) -> None:
     side = shape.size.image
     pixels = 1e-6 * side * side
     shown = files.join(job.folder, "photographs")
-    names = photographs.write(shown, _records(job), SEED, (pixels, 1.2 * pixels))
-    examples = _examples(job, shown, names)
+    photographs.write(shown, min(PHOTOGRAPHS, _records(job)), SEED, (pixels, 1.2 * pixels))
+    examples = _examples(job)
     write_set(files.join(job.folder, "records"), examples, name="photographs", split="train")
     trained = ["projector"] if job.stage == 1 else ["projector", "llm"]
     rate = RATES[job.stage]
@@ -181,7 +196,6 @@ def write(job: Job, remat: str) -> None:
         "rows_per_device": job.rows_per_device or "null",
     }
     files.write_text(job.run, _RUN.format(**facts))
-    files.write_json(files.join(job.folder, "job.json"), dataclasses.asdict(job))
 
 
 def _in_quotes(path: str) -> str:
@@ -197,18 +211,18 @@ def _records(job: Job) -> int:
     return _MORE + 2 * positions // SHAPES[job.shape].size.patches
 
 
-def _examples(job: Job, shown: str, names: list[str]) -> Iterator[Example]:
+def _examples(job: Job) -> Iterator[Example]:
     rng = np.random.default_rng(SEED)
     known = np.array(sorted(lexicon()))
     most = job.length - SHAPES[job.shape].size.patches
-    told = _words(job, len(names), rng)
-    for name, (said, pictures) in zip(names, told):
+    for number, (said, pictures) in enumerate(_words(job, _records(job), rng)):
         drawn = rng.choice(known, min(sum(said), most - _FRAME * len(said))).tolist()
         texts = []
         for count in said:
             texts.append(" ".join(drawn[:count]))
             drawn = drawn[count:]
-        image = (files.read_bytes(files.join(shown, name)),) if pictures else ()
+        name = f"{number:05d}"
+        image = (files.read_bytes(job.photograph(number)),) if pictures else ()
         if job.stage == 1:
             yield Example(name, image, caption=texts[0])
         else:

@@ -6,7 +6,9 @@ padded    samples padded to the longest of their batch, by transformers' own col
 packed    the very rows of our program, with positions and a mask that keep samples apart
 
 Both with gradient checkpointing, SDPA and AdamW, as the recipes have it, the loss being the mean
-over all learned tokens of a step. Only this module imports torch.
+over all learned tokens of a step; what is frozen gets no gradient and is not computed again. In
+bfloat16 by autocast: weights that train are float32, all others bfloat16. Workers make batches
+ahead, as many as our program has. Only this module imports torch.
 """
 
 import argparse
@@ -79,49 +81,65 @@ class Collator:
         return batch | ({"pixel_values": torch.cat(pixels)} if pixels else {})
 
 
+class Rows:
+    """Our rows, as many at a time as we compute at a time."""
+
+    def __init__(self, job: Job, plan: Any):
+        self._plan = {name: plan[name] for name in Batch._fields}
+        rows = self._plan["tokens"].shape[1]
+        self._taken = job.rows_per_device or rows
+        self._parts = -(-rows // self._taken)
+        self._patches = SHAPES[job.shape].size.patches
+
+    def __len__(self) -> int:
+        return len(self._plan["tokens"]) * self._parts
+
+    def __getitem__(self, number: int) -> Tensors:
+        step, part = divmod(number, self._parts)
+        here = step, slice(part * self._taken, (part + 1) * self._taken)
+        return _rows({name: field[here] for name, field in self._plan.items()}, self._patches)
+
+
 def padded(job: Job, plan: Any) -> Steps:
     """Batches of samples, each padded to its longest."""
     numbers = np.arange(len(plan["sample_step"]))
     steps = [numbers[plan["sample_step"] == step] for step in range(job.steps)]
     parts = [in_parts(step.tolist(), job.micro) for step in steps]
-    loader = torch.utils.data.DataLoader(
-        Samples(job, plan),  # pyright: ignore[reportArgumentType]
-        batch_sampler=[batch for step in parts for batch in step],
-        num_workers=job.workers,
-        collate_fn=Collator(job),
-        multiprocessing_context="spawn" if job.workers else None,
-    )
-    batches = iter(loader)
-    for step in parts:
-        yield list(itertools.islice(batches, len(step)))
+    batches = [batch for step in parts for batch in step]
+    loader = _loader(job, Samples(job, plan), batch_sampler=batches, collate_fn=Collator(job))
+    return (list(itertools.islice(loader, len(step))) for step in parts)
 
 
 def packed(job: Job, plan: Any) -> Steps:
-    """Our rows, as many at a time as we compute at a time."""
-    patches = SHAPES[job.shape].size.patches
-    for number in range(len(plan["tokens"])):
-        step = {name: plan[name][number] for name in Batch._fields}
-        step["labels"] = labels(step["targets"], step["learned_index"])
-        rows = len(step["labels"])
-        taken = job.rows_per_device or rows
-        yield [
-            _rows({name: field[start : start + taken] for name, field in step.items()}, patches)
-            for start in range(0, rows, taken)
-        ]
+    """The rows of each step."""
+    rows = Rows(job, plan)
+    loader, parts = _loader(job, rows, batch_size=None), len(rows) // job.steps
+    return (list(itertools.islice(loader, parts)) for _ in range(job.steps))
+
+
+def _loader(job: Job, samples: Any, **how: Any) -> Iterator[Tensors]:
+    """PyTorch's own; its workers, if it has some, begin at once."""
+    context = "spawn" if job.workers else None
+    loader = torch.utils.data.DataLoader
+    return iter(loader(samples, num_workers=job.workers, multiprocessing_context=context, **how))
 
 
 def _rows(fields: dict[str, np.ndarray], patches: int) -> Tensors:
-    segments = torch.from_numpy(fields["segment_ids"])
-    same = segments[:, :, None] == segments[:, None, :]
-    causal = torch.ones(same.shape[1:], dtype=torch.bool).tril()
     batch = {
         "input_ids": torch.from_numpy(fields["tokens"]).long(),
         "position_ids": torch.from_numpy(fields["positions"]).long(),
-        "attention_mask": (same & causal)[:, None],
-        "labels": torch.from_numpy(fields["labels"]),
+        _SEGMENTS: torch.from_numpy(fields["segment_ids"]),
+        "labels": torch.from_numpy(labels(fields["targets"], fields["learned_index"])),
     }
     images = _pictures(fields["images"], fields["feature_index"], patches)
     return batch | ({"pixel_values": images} if len(images) else {})
+
+
+def _apart(segments: torch.Tensor) -> torch.Tensor:
+    """Which key each query sees: those of its own sample that are not later."""
+    same = segments[:, :, None] == segments[:, None, :]
+    causal = torch.ones(same.shape[1:], dtype=torch.bool, device=segments.device).tril()
+    return (same & causal)[:, None]
 
 
 def _pictures(
@@ -135,6 +153,9 @@ def _pictures(
 
 
 LAYOUTS = {"padded": padded, "packed": packed}
+
+_SEGMENTS = "segment_ids"
+"""Of a batch of rows: which sample each position belongs to, of which the device makes the mask."""
 
 
 class Trainer:
@@ -154,10 +175,13 @@ class Trainer:
         self._steps = steps
         self._lower = job.precision == "bfloat16"
         self.device = torch.device(device_of(platform))
+        torch.backends.cudnn.allow_tf32 = False  # float32 means float32, in the tower too
         # As the files have it, and made wide or narrow on the device: processors take a minute.
         model: Any = LlavaForConditionalGeneration.from_pretrained(job.model, dtype="auto")
         model = model.to(self.device)
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # Of the decoder alone: of the whole model, some releases would compute the frozen tower a
+        # second time and learn through it, for nothing.
+        model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
         trained = []
         for name, value in model.named_parameters():
             learns = "projector" in name or (job.stage == 2 and "vision" not in name)
@@ -173,12 +197,27 @@ class Trainer:
         self._call: Any = torch.compile(self.model) if compiled else self.model
 
     def step(self) -> float:
-        """Takes one step; its loss."""
+        """Takes one step; its loss.
+
+        Raises:
+            ValueError: if the device has not the memory.
+        """
+        try:
+            return self._step()
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                "PyTorch found no memory on the device; fewer samples (--micro) or rows "
+                f"(--rows-per-device) at a time take less: {str(error).splitlines()[0]}"
+            ) from error
+
+    def _step(self) -> float:
         batches = next(self._steps)
         learned = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
         total = torch.zeros((), device=self.device)
         for batch in batches:
             batch = {name: value.to(self.device) for name, value in batch.items()}
+            if _SEGMENTS in batch:
+                batch["attention_mask"] = _apart(batch.pop(_SEGMENTS))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self._lower):
                 # As transformers' Trainer does, so that micro-batches make the mean of the step.
                 loss = self._call(**batch, num_items_in_batch=learned, use_cache=False).loss

@@ -85,12 +85,15 @@ class Program:
         """Ends it."""
         with contextlib.suppress(BrokenPipeError):
             self._asking.close()
+        self._end()
+        self._answers.close()
+
+    def _end(self) -> None:
         try:
             self._process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._answers.close()
 
     def _line(self, text: str) -> None:
         with contextlib.suppress(BrokenPipeError):  # it has ended: the answer is missing, too
@@ -99,7 +102,8 @@ class Program:
     def _answer(self) -> Facts:
         line = self._answers.readline()
         if not line:
-            raise RuntimeError(f"{self._name}: ended with {self._process.wait()}")
+            self._end()
+            raise RuntimeError(f"{self._name}: ended with {self._process.returncode}")
         found = json.loads(line)
         if "mistake" in found:
             raise ValueError(found["mistake"])

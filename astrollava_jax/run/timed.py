@@ -8,6 +8,7 @@ of. `bench.turns` says how it is asked.
 """
 
 import contextlib
+import dataclasses
 import sys
 from typing import Any
 
@@ -38,7 +39,9 @@ def planned(ready: Ready) -> tuple[Plan, Facts]:
     data, stage = ready.data, ready.stage
     batches, samples = [], []
     held = {"samples": 0, "tokens": 0, "attended": 0, "learned": 0, "images": 0}
-    for step, delivery in enumerate(deliveries(data, stage, 0)):
+    # Once through all of it: to start workers for that would take longer.
+    alone = dataclasses.replace(data, workers=0)
+    for step, delivery in enumerate(deliveries(alone, stage, 0)):
         batches.append(delivery.batch.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:])))
         found = []
         for row, slots in enumerate(data.plan[step]):

@@ -1,6 +1,8 @@
 """The bench of training: a very small model in all programs, and that it sees what is wrong."""
 
 import dataclasses
+import multiprocessing
+import time
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 from transformers import AutoConfig, LlavaForConditionalGeneration
 
 from astrollava_jax import files
-from astrollava_jax.bench import random_llava, train, train_found, train_job
+from astrollava_jax.bench import processor_time, random_llava, train, train_found, train_job
 from astrollava_jax.bench.train_found import RATIOS, Found, apart, faults, told
 from astrollava_jax.bench.train_job import SHAPES, Job
 from astrollava_jax.bench.turns import Program, Turn
@@ -42,8 +44,8 @@ def test_all_programs_have_the_same_losses(stage, tmp_path, capsys):
     options = ["--shape", "tiny", "--turns", "1", "--steps", "2", "--stage", str(stage)]
     assert train.main([*options, "--work", str(tmp_path), "--micro", "3"]) == 0
     said = capsys.readouterr().out
-    assert "losses as they must be" in said and "token for token" in said
-    summary = files.read_json_object(tmp_path / "train.json")
+    assert "losses are as they must be" in said and "token for token" in said
+    summary = files.read_json_object(tmp_path / f"train-tiny-{stage}.json")
     assert set(summary["turns"]) == set(train.KINDS)
     losses = {name: [t["losses"] for t in turns] for name, turns in summary["turns"].items()}
     assert np.shape(losses["ours"]) == (2, 2)
@@ -76,7 +78,76 @@ def test_losses_that_differ_are_told():
     assert "padded: losses differ from ours by 0.0025" in faults(wrong, JOB)[0]
     lower = dataclasses.replace(JOB, precision="bfloat16")
     assert faults(wrong, lower) == []
+    burst = found([1.0], [1.0], (5.0, float("inf")))
+    assert faults(burst, lower) == ["padded: expected finite losses, found [5.0, inf]"]
     assert faults(found([1.0], [1.0], (5.0, float("nan"))), JOB)
+
+
+class Stub(Program):
+    """A program on a GPU; `packed` finds no memory in its second turn."""
+
+    def __init__(self, arguments, variables):
+        self._name = arguments[2] if "--platform" in arguments else "ours"
+        self.facts = FACTS[self._name] | {"platform": "gpu"}
+        self._turns = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def take(self, steps):
+        self._turns += 1
+        if self._name == "packed" and self._turns == 2:
+            raise ValueError("no memory")
+        return Turn(1.0, 2.0, [5.0] * steps)
+
+    def most_resident(self):
+        return 10**9
+
+
+def test_on_a_gpu_a_program_that_fails_is_told_and_takes_nothing_along(monkeypatch):
+    monkeypatch.setattr(train, "Program", Stub)
+    kept = []
+    names = ["ours", "packed", "padded"]
+    made = train.measured(JOB, names, 1, 2, lambda found: kept.append(list(found.turns)))
+    assert kept == [["ours"], ["ours"], ["ours", "padded"]]
+    assert [len(turns) for turns in made.turns.values()] == [2, 2]
+    assert faults(made, JOB) == ["packed: not measured: no memory"]
+    assert made.ratios(RATIOS[0], clock=True) == [1.0] and not made.ratios(RATIOS[1], clock=True)
+
+
+def test_both_clocks_of_a_processor_must_show_what_is_to_be_reached():
+    slow = found([2.0], [3.0])
+    slow.turns["padded"][1] = dataclasses.replace(slow.turns["padded"][1], seconds=1.05)
+    lines = told(slow, JOB, {"ours": "ours", "padded": "theirs"})
+    assert any(line.endswith("to reach: 1.1, NOT reached") for line in lines)
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "mine.txt").write_text("mine")
+    job = dataclasses.replace(JOB, folder=str(tmp_path / "job"))
+    with pytest.raises(ValueError, match="not a folder of this bench"):
+        train_job.write(job, "full")
+    assert (tmp_path / "job" / "mine.txt").exists()
+
+
+def test_the_time_of_a_worker_that_has_ended_is_still_counted():
+    worker = multiprocessing.get_context("spawn").Process(target=busy)
+    before = processor_time.tree_seconds()
+    worker.start()
+    worker.join()
+    assert processor_time.tree_seconds() - before >= BUSY
+
+
+BUSY = 0.3
+
+
+def busy() -> None:
+    while time.process_time() < BUSY:
+        pass
 
 
 def test_another_number_of_parameters_is_told():
