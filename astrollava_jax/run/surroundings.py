@@ -143,6 +143,7 @@ class Job:
             work=_utilisation(ready.stage.model, ready.data),
             records=functools.partial(record_names, ready.data),
             start=ready.stage.start,
+            remat=ready.stage.remat,
             goodput=goodput,
             began=self.began,
             spent=self.heart.spent,

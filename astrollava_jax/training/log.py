@@ -34,6 +34,7 @@ class Log:
         began: when this attempt began, in seconds since 1970.
         spent: tells the seconds of this attempt by what was waited for in them.
         start: how long the way to the first step took, by its parts; known after that step.
+        remat: what is kept of a layer, of which the last bits of a loss may depend.
         clock: tells the seconds since 1970.
     """
 
@@ -54,6 +55,7 @@ class Log:
         began: float,
         spent: Callable[[], Mapping[str, float]],
         start: Mapping[str, float] | None = None,
+        remat: str | None = None,
         clock: Callable[[], float] = time.time,
     ):
         self._console, self._lines, self._board = console, lines, board
@@ -61,7 +63,7 @@ class Log:
         self._first_group, self._checkpoints, self._work = first_group, checkpoints, work
         self._records, self._goodput, self._began = records, goodput, began
         self._spent, self._clock = spent, clock
-        self._start = {} if start is None else start
+        self._start, self._remat = {} if start is None else start, remat
         self._spent_before: Mapping[str, float] = {}
         self._stalled = 0.0  # by checkpoints, since a step line was printed
         self._last: Event | None = None
@@ -177,7 +179,7 @@ class Log:
     def _beginning(self) -> dict[str, Any]:
         """What the first line of an attempt tells of its start."""
         start = {"start_seconds": dict(self._start)} if self._start else {}
-        return {"began": self._began, **start}
+        return {"began": self._began, "remat": self._remat, **start}
 
     def _bad(self, event: Event) -> dict[str, Any]:
         """What was bad about a step, and of which records it was made."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import small_run
 
+from astrollava_jax.models.remat import REMAT
 from astrollava_jax.run import ready
 from astrollava_jax.run.ahead import Ahead, told
 from astrollava_jax.run.train import train
@@ -32,6 +33,7 @@ def test_the_first_line_of_an_attempt_tells_what_it_waited_for(stage1):
     assert list(steps[0]["start_seconds"]) == PARTS
     assert all(seconds >= 0 for seconds in steps[0]["start_seconds"].values())
     assert not any("start_seconds" in facts for facts in steps[1:])
+    assert steps[0]["remat"] in REMAT and "remat" not in steps[1]
 
 
 def test_what_was_waited_for_is_told_in_a_line():
