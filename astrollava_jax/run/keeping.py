@@ -24,9 +24,6 @@ from astrollava_jax.run.stage import (
 from astrollava_jax.sharding import agree, rows_multiple
 from astrollava_jax.training.gradients import READ_ONCE
 
-RANKED: tuple[Remat, ...] = ("dots_attention", "mlp", "projections", "attention", "full")
-"""The rows of remat from which one is chosen: what spares most first."""
-
 USED = {"gpu": 0.97, "cpu": 0.5}
 USED_ELSEWHERE = 0.92
 """The part of a device's memory that may be counted on, by its platform. On an H200 the
@@ -46,6 +43,8 @@ _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 
 def kept_numbers(llm: DecoderConfig, num_divisors: int, tensor: int = 1) -> dict[Remat, int]:
     """Numbers in the dtype of compute that a device keeps of a layer's position, by what is kept.
+
+    What spares most comes first.
 
     Args:
         llm: the decoder.
@@ -126,7 +125,8 @@ def decided(
         )
     needed = _needed(run, model, mesh, frozen, rows, samples, by_xla)
     room = memory * USED.get(platform, USED_ELSEWHERE)
-    chosen: Remat = next((row for row in RANKED if needed[row] <= room), "full")
+    fitting = [row for row, count in needed.items() if count <= room]
+    chosen: Remat = fitting[0] if fitting else "full"
     return dataclasses.replace(run, remat=chosen), (
         f"remat: {chosen}, by which some {size(needed[chosen])} of {size(memory)} of a device are "
         "needed"
@@ -136,7 +136,7 @@ def decided(
 def _needed(
     run: RunConfig, model: Model, mesh: Mesh, frozen: Frozen, rows: int, samples: int, by_xla: bool
 ) -> dict[Remat, int]:
-    """Bytes of one device, by what is kept."""
+    """Bytes of one device by what is kept, in the order of `kept_numbers`."""
     llm, tensor = model.config.llm, mesh.shape["tensor"]
     at_once = rows_at_once(run, mesh, rows)
     numbers = at_once * run.batch.length * np.dtype(run.precision.compute).itemsize
