@@ -125,7 +125,7 @@ def decided(
         )
     needed = _needed(run, model, mesh, frozen, rows, samples, by_xla)
     room = memory * USED.get(platform, USED_ELSEWHERE)
-    fitting = [row for row, count in needed.items() if count <= room]
+    fitting: list[Remat] = [row for row, count in needed.items() if count <= room]
     chosen: Remat = fitting[0] if fitting else "full"
     return dataclasses.replace(run, remat=chosen), (
         f"remat: {chosen}, by which some {size(needed[chosen])} of {size(memory)} of a device are "
