@@ -12,6 +12,10 @@ from astrollava_jax.models.llava import LlavaConfig
 MATRICES = ("kernel", "lora_a", "lora_b")
 """Last words of the addresses of what activations are multiplied by."""
 
+_PARTS = ("vision", "projector", "image_newline", "llm")
+_INSIDE = {"layers": 1, "norm": 2, "post_norm": 2, "lm_head": 3}
+"""In the tower and in the decoder; what is not named, as positions and words, comes first."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Work:
@@ -40,43 +44,73 @@ def useful_flops(
 
     2 per weight and place going forward, 2 more where a gradient passes through to something that
     trains, 2 more where the weight itself trains. Causal attention counts its own pairs, the head
-    its learned positions, the tower the blocks that it runs; rematerialisation never counts.
+    its learned positions, the tower the blocks that it runs; rematerialisation never counts. A
+    stack of layers is one: where something in it trains, a gradient passes through all of it.
     """
-    tower_trains = any(trains[address] for address in trains if address.startswith("vision/"))
-    passes = {"vision": tower_trains, "projector": tower_trains, "llm": True}
-    patches = config.vision.num_patches
-    places = {
-        "vision": work.images * (patches + config.vision.num_prefix),
-        "projector": work.images * patches,
-        "llm": work.tokens,
-    }
+    first = min((_depth(address) for address, one in trains.items() if one), default=None)
     total = 0.0
     for address, size in sizes.items():
-        if address.rsplit("/", 1)[-1] not in MATRICES:
-            continue
-        part = address.split("/", 1)[0]
-        where = work.learned if address.startswith("llm/lm_head/") else places[part]
-        part_run = blocks_run(config) if address.startswith("vision/layers/") else 1.0
-        total += 2 * (1 + passes[part] + trains[address]) * size * part_run * where
+        if address.rsplit("/", 1)[-1] in MATRICES:
+            times = 1 + _passes(address, first) + trains[address]
+            total += 2 * times * size * _places(address, config, work)
     if config.llm.tie_embeddings:
         table = "llm/embed/embedding"
-        total += 2 * (2 + trains[table]) * sizes[table] * work.learned
-    return total + attention_flops(config, work, tower_trains)
+        times = 1 + _passes("llm/lm_head", first) + trains[table]
+        total += 2 * times * sizes[table] * work.learned
+    stacks = {stack: 1 + 2 * _passes(stack, first) for stack in ("llm/layers", "vision/layers")}
+    decoder, tower = attention_flops(config, work)
+    return total + stacks["llm/layers"] * decoder + stacks["vision/layers"] * tower
 
 
-def attention_flops(config: LlavaConfig, work: Work, tower_trains: bool) -> float:
-    """FLOPs of scores and weighted sums: 4 per pair, head and width; the backward pass is twice."""
+def attention_flops(config: LlavaConfig, work: Work) -> tuple[float, float]:
+    """FLOPs of the decoder's and of the tower's scores and weighted sums, going forward.
+
+    4 per pair, head and width; the backward pass takes twice as many.
+    """
     llm, vision = config.llm, config.vision
     decoder = llm.num_layers * llm.num_heads * llm.head_dim * work.attended
     pairs = work.images * (vision.num_patches + vision.num_prefix) ** 2
     tower = vision.num_layers * blocks_run(config) * vision.embed_dim * pairs
-    return 4 * (3 * decoder + (3 if tower_trains else 1) * tower)
+    return 4.0 * decoder, 4.0 * tower
 
 
 def blocks_run(config: LlavaConfig) -> float:
     """The part of the tower's blocks that is computed."""
     depth, layer = config.vision.num_layers, config.select_layer
     return (layer if layer >= 0 else depth + 1 + layer) / depth
+
+
+def _depth(address: str) -> tuple[int, int]:
+    """How far from the pixels a parameter stands: gradients come from the far end."""
+    part, module = address.split("/")[:2]
+    inside = int(module.rpartition("_")[2]) if part == "projector" else _INSIDE.get(module, 0)
+    return _PARTS.index(part), inside
+
+
+def _passes(address: str, first: tuple[int, int] | None) -> bool:
+    """Whether a gradient goes on to what a weight is multiplied by; `first` is what trains first.
+
+    In a stack, the layers are each other's input.
+    """
+    depth, stacked = _depth(address), address.split("/")[1] == "layers"
+    return first is not None and (first < depth or (stacked and first == depth))
+
+
+def _places(address: str, config: LlavaConfig, work: Work) -> float | int:
+    """By how many vectors a weight is multiplied in a step, a mean over its stack."""
+    vision = config.vision
+    match address.split("/")[:2]:
+        case ["vision", "patch_embed"]:
+            return work.images * vision.num_patches
+        case ["vision", "layers"]:
+            return work.images * (vision.num_patches + vision.num_prefix) * blocks_run(config)
+        case ["vision", _]:  # behind the blocks, kept for export: never computed
+            return 0
+        case ["projector", _]:
+            return work.images * config.image_facts.tokens
+        case ["llm", "lm_head"]:
+            return work.learned
+    return work.tokens
 
 
 def sizes_of(params: Mapping[str, Any]) -> dict[str, int]:
