@@ -50,7 +50,7 @@ class Prefetch(Generic[Item]):
                     break
             else:
                 self._put((_END, StopIteration()))
-        except Exception as error:
+        except BaseException as error:  # whatever it is, who waits must hear of it
             self._put((_END, error))
         finally:
             close: Callable[[], None] | None = getattr(self._source, "close", None)
