@@ -136,7 +136,7 @@ def _cudnn_packed(
     lengths: Array | None,
 ) -> Array:  # fmt: skip
     """The same, told how long each sample is; by a bias where that is not known or not heard."""
-    if lengths is None or not lengths.shape[1] or not causal or not cudnn.can_pack(q, k):
+    if lengths is None or not lengths.shape[1] or not causal or not cudnn.can_pack(q.shape[2], k.shape[2]):
         how: Any = {"causal": causal, "window": window, "softcap": softcap, "scale": scale}
         return _cudnn(q, k, v, segment_ids, **how)
 
@@ -240,13 +240,16 @@ def _capability(device: Any) -> tuple[int, ...] | None:
     return None if told is None else tuple(int(part) for part in told.split("."))
 
 
-def choose(wanted: Choice, device: Any, q: Any, softcap: float | None) -> tuple[Kernel, str | None]:
+def choose(
+    wanted: Choice, device: Any, q: Any, key_heads: int, softcap: float | None
+) -> tuple[Kernel, str | None]:
     """The kernel for a decoder on a device, and what to tell of it.
 
     Args:
         wanted: by name, or `auto`: the device's own, or XLA where that cannot do it.
         device: one that the program is compiled for.
         q: shape `[B, T, N, H]` and dtype of the queries.
+        key_heads: K, of which N is a multiple.
         softcap: of the scores.
 
     Raises:
@@ -262,8 +265,10 @@ def choose(wanted: Choice, device: Any, q: Any, softcap: float | None) -> tuple[
         return "xla", None
     missing = KERNELS[own].lacks(q, softcap)
     if missing is None:
-        packed = own == "cudnn" and (_capability(device) or (0,)) >= cudnn.PACKED_SINCE
-        return "cudnn_packed" if packed else own, _too_old(device)
+        if own != "cudnn" or (_capability(device) or (0,)) < cudnn.PACKED_SINCE:
+            return own, _too_old(device)
+        note = cudnn.unpacked(q.shape[2], key_heads)
+        return "cudnn_packed" if note is None else own, note
     if named:
         raise ValueError(f"attention: {own} cannot do this: {missing}; change that, or say auto")
     return "xla", f"attention is computed by XLA, for {own} cannot do it: {missing}"

@@ -39,9 +39,21 @@ def lacks_of_heads(q: Any, softcap: float | None) -> str | None:
     return None
 
 
-def can_pack(q: Any, k: Any) -> bool:
-    """Whether this JAX can tell it of the samples of such queries and keys."""
-    return q.shape[2] == k.shape[2] or jax.__version_info__ >= SHARED_KEYS_SINCE
+def can_pack(heads: int, key_heads: int) -> bool:
+    """Whether this JAX can tell it of samples with so many heads of queries and of keys."""
+    return heads == key_heads or jax.__version_info__ >= SHARED_KEYS_SINCE
+
+
+def unpacked(heads: int, key_heads: int) -> str | None:
+    """What to tell where samples are kept apart by a bias, since it cannot be told of them."""
+    if can_pack(heads, key_heads):
+        return None
+    least = ".".join(str(part) for part in SHARED_KEYS_SINCE)
+    return (
+        f"attention by cudnn computes what lies between the samples of a row too: {heads} heads of "
+        f"queries share {key_heads} of keys, whose samples JAX {jax.__version__} does not find; "
+        f"{least} does"
+    )
 
 
 def gather_whole(

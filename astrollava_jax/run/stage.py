@@ -234,7 +234,8 @@ def attention_kernel(
     """What computes the decoder's attention, and what to tell of it."""
     llm, compute = model.config.llm, jnp.dtype(run.precision.compute)
     queries = jax.ShapeDtypeStruct((rows, run.batch.length, llm.num_heads, llm.head_dim), compute)
-    return choose(run.attention, mesh.devices.flat[0], queries, llm.scores_softcap)
+    device = mesh.devices.flat[0]
+    return choose(run.attention, device, queries, llm.num_kv_heads, llm.scores_softcap)
 
 
 def _state_shardings(

@@ -57,13 +57,12 @@ def with_gradients(kernel: str, ids, weights, **how):
     return jax.jit(both)
 
 
-def compared_on_its_device(kernel: str, own: str, **how) -> None:
+def compared_on_its_device(kernel: str, own: str, kv_heads: int = 2, **how) -> None:
     """A kernel in bfloat16 against the einsum in float32, of the same numbers."""
     if native(jax.devices()[0]) != own:
         pytest.skip(f"{own} is not made for {jax.devices()[0].device_kind}")
-    arrays = [
-        noise(heads, seed, 64).astype(jnp.bfloat16) for heads, seed in ((4, 0), (2, 1), (2, 2))
-    ]
+    heads = (4, kv_heads, kv_heads)
+    arrays = [noise(count, seed, 64).astype(jnp.bfloat16) for seed, count in enumerate(heads)]
     ids, weights = jnp.asarray(segment_ids()), noise(4, 3, 64)
     with jax.default_matmul_precision("highest"):
         wide = [array.astype(jnp.float32) for array in arrays]

@@ -170,11 +170,11 @@ def test_each_device_has_its_kernel_and_need_not_be_there():
     assert native(TPU) == "splash" and native(H200) == "cudnn" and native(CPU) == "blocks"
     assert native(device("gpu", "AMD Instinct MI300X")) == "xla"
     for own in (TPU, H200, CPU):
-        assert choose("auto", own, queries(), None) == (native(own), None)
-        assert choose("xla", own, queries(), None) == ("xla", None)
+        assert choose("auto", own, queries(), 32, None) == (native(own), None)
+        assert choose("xla", own, queries(), 32, None) == ("xla", None)
     short = queries(length=blocks.SHORTEST - 1)  # faster whole
-    assert choose("auto", CPU, short, None) == ("xla", None)
-    assert choose("blocks", CPU, short, None) == ("blocks", None)
+    assert choose("auto", CPU, short, 32, None) == ("xla", None)
+    assert choose("blocks", CPU, short, 32, None) == ("blocks", None)
 
 
 @pytest.mark.parametrize(
@@ -189,10 +189,10 @@ def test_each_device_has_its_kernel_and_need_not_be_there():
     ],
 )
 def test_what_a_kernel_cannot_do_is_done_by_xla_with_a_note_or_refused(own, asked, softcap, told):
-    kernel, note = choose("auto", own, asked, softcap)
+    kernel, note = choose("auto", own, asked, 32, softcap)
     assert kernel == "xla" and note is not None and told in note
     with pytest.raises(ValueError, match="cannot do this") as refused:
-        choose(native(own), own, asked, softcap)
+        choose(native(own), own, asked, 32, softcap)
     assert told in str(refused.value)
     with pytest.raises(ValueError) as refused:
         q = jnp.zeros((1, *asked.shape[1:]), asked.dtype)
@@ -207,20 +207,35 @@ def test_what_a_kernel_cannot_do_is_done_by_xla_with_a_note_or_refused(own, aske
 def test_an_nvidia_gpu_too_old_for_cudnn_has_xla_with_a_note(capability, kernel):
     own = device("gpu", "NVIDIA T4", compute_capability=capability)
     assert native(own) == kernel
-    found, note = choose("auto", own, queries(), None)
+    found, note = choose("auto", own, queries(), 32, None)
     packed = capability in ("9.0", "10.0")
     assert found == ("cudnn_packed" if packed else kernel)
     assert (note is None) == (kernel == "cudnn")
-    assert choose("xla", own, queries(), None) == ("xla", None)
+    assert choose("xla", own, queries(), 32, None) == ("xla", None)
     if note is not None:
         assert f"needs a compute capability of at least 8.0: NVIDIA T4 has {capability}" in note
         with pytest.raises(ValueError, match="cudnn does not run on NVIDIA T4; say auto"):
-            choose("cudnn", own, queries(), None)
+            choose("cudnn", own, queries(), 32, None)
+
+
+@pytest.mark.parametrize("wanted", ["auto", "cudnn"])
+def test_where_jax_does_not_find_shared_keys_a_note_says_what_that_costs(wanted, monkeypatch):
+    hopper = device("gpu", "NVIDIA H100", compute_capability="9.0")
+    ampere = device("gpu", "NVIDIA A100", compute_capability="8.0")
+    monkeypatch.setattr(jax, "__version__", "0.10.2")
+    monkeypatch.setattr(jax, "__version_info__", (0, 10, 2))
+    assert choose(wanted, hopper, queries(), 32, None) == ("cudnn_packed", None)
+    assert choose(wanted, ampere, queries(), 8, None) == ("cudnn", None)  # never told of samples
+    kernel, note = choose(wanted, hopper, queries(), 8, None)
+    assert kernel == "cudnn" and note is not None
+    assert "32 heads of queries share 8 of keys" in note and "JAX 0.10.2" in note
+    monkeypatch.setattr(jax, "__version_info__", (0, 11, 1))
+    assert choose(wanted, hopper, queries(), 8, None) == ("cudnn_packed", None)
 
 
 def test_a_kernel_of_another_device_is_refused():
     for wanted, own in (("splash", CPU), ("cudnn", TPU), ("blocks", H200)):
         with pytest.raises(ValueError, match=f"{wanted} does not run on {own.device_kind}"):
-            choose(wanted, own, queries(), None)
+            choose(wanted, own, queries(), 32, None)
     names = {"xla", "splash", "cudnn", "cudnn_packed", "cudnn_whole", "blocks", "interpreted"}
     assert set(KERNELS) == names

@@ -24,10 +24,11 @@ from astrollava_jax.sharding import MeshConfig
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize("kernel", ["cudnn", "cudnn_packed"])
 @pytest.mark.parametrize("case", ["causal", "causal, a small window", "both ways, a window"])
-def test_cudnn_and_its_gradients_are_those_of_the_einsum(kernel, case):
-    compared_on_its_device(kernel, "cudnn", **CASES[case])
+def test_cudnn_and_its_gradients_are_those_of_the_einsum(kernel, case, kv_heads):
+    compared_on_its_device(kernel, "cudnn", kv_heads, **CASES[case])
 
 
 @pytest.mark.gpu
@@ -68,11 +69,11 @@ def test_cudnn_is_told_of_samples_only_where_jax_says_rightly_where_their_keys_l
     _, _, of_q, of_k = fix(lengths, lengths, starts, starts, q, k)
     np.testing.assert_array_equal(of_q.ravel()[:3], [0, 5 * 4 * 16, 8 * 4 * 16])
     right = of_k.ravel()[:3].tolist() == [0, 5 * kv_heads * 16, 8 * kv_heads * 16]
-    assert cudnn.can_pack(q, k) == right
+    assert cudnn.can_pack(4, kv_heads) == right
 
 
 def test_cudnn_has_a_bias_where_it_cannot_be_told_of_samples(monkeypatch):
-    monkeypatch.setattr(cudnn, "can_pack", lambda q, k: False)
+    monkeypatch.setattr(cudnn, "can_pack", lambda heads, key_heads: False)
     monkeypatch.setattr(cudnn, "gather_packed", None)
     seen = []
 
@@ -89,7 +90,7 @@ def test_cudnn_has_a_bias_where_it_cannot_be_told_of_samples(monkeypatch):
 
 @pytest.mark.parametrize("window", [None, 3])
 def test_cudnn_is_told_of_every_position_by_the_lengths_of_samples(window, monkeypatch):
-    monkeypatch.setattr(cudnn, "can_pack", lambda q, k: True)
+    monkeypatch.setattr(cudnn, "can_pack", lambda heads, key_heads: True)
     monkeypatch.setattr(fused_attention_stablehlo, "dot_product_attention", as_cudnn_says)
     arrays = [noise(heads, seed, 8) for heads, seed in ((4, 0), (2, 1), (2, 2))]
     expected = attention(*arrays, jnp.asarray(segment_ids()), window=window)

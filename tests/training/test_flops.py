@@ -1,4 +1,4 @@
-"""Useful FLOPs beside arithmetic by hand: LLaVA-1.5-7B, written out as its papers tell its sizes."""
+"""Useful FLOPs beside arithmetic by hand, for the sizes of LLaVA-1.5-7B."""
 
 import dataclasses
 
