@@ -8,7 +8,8 @@ export    back to the layouts hf and llava: every tensor the same in name, dtype
 forward   scores at 600 positions beside those of transformers, in bfloat16 and in float32
 
 Every figure is a line, and all of them stand in DIR/full_size.json, to which a step that is run by
-itself adds. DIR needs 45 GB, the machine 18 GB of free memory. Linux only; needs the extra `dev`.
+itself adds. DIR must be new, or this program's own: what lies there is written anew. It needs 45 GB, the
+machine 18 GB of free memory. Linux only; needs the extra `dev`.
 """
 
 import importlib.metadata
@@ -231,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--tiny", action="store_true", help="the same run with a very small model")
     arguments = parser.parse_args(argv)
-    size, work = TINY if arguments.tiny else FULL, files.make_folder(arguments.work)
+    size, work = TINY if arguments.tiny else FULL, command.own_folder(arguments.work)
     path = files.join(work, SUMMARY)
     summary: Facts = files.read_json_object(path) if files.exists(path) else {}
     summary["machine"] = machine()

@@ -14,7 +14,6 @@ within the bound, with the code 75, must have printed the stack of what hung, an
 process behind. The table goes to DIR/hangs.md, the figures to DIR/hangs.json.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import json
@@ -26,7 +25,7 @@ from collections.abc import Sequence
 from typing import IO
 
 from astrollava_jax import files
-from astrollava_jax.bench import small_job
+from astrollava_jax.bench import command, small_job
 from astrollava_jax.bench.processes import RESUMABLE, Processes
 
 BOUND_SECONDS = 10.0
@@ -198,27 +197,27 @@ def table(found: Sequence[Found]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs them all; 0 where each is as it must be, else 1."""
-    parser = argparse.ArgumentParser(
-        prog="python -m astrollava_jax.bench.hangs",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--work", required=True, metavar="DIR", help="where the runs are")
+    parser = command.parser("hangs", __doc__, "where the runs are")
     parser.add_argument("--times", type=int, default=5, help="runs of each")
-    parser.add_argument("--hangs", default=",".join(HANGS), help="some of them")
+    several = ",".join(HANGS)
+    parser.add_argument(
+        "--hangs", type=command.some_of(HANGS), default=several, help=f"some of {several}"
+    )
     arguments = parser.parse_args(argv)
-    work = files.make_folder(files.absolute(arguments.work))
+    runs = rf"({'|'.join(HANGS)})-\d+"
+    work = command.unused_folder(files.absolute(arguments.work), runs)
     small_job.write(work)
     found = []
     for number in range(arguments.times):
-        for name in arguments.hangs.split(","):
+        for name in arguments.hangs:
             found.append(hang(name, work, files.join(work, f"{name}-{number}")))
             print(f"{name}: {found[-1].seconds:.2f} s", *found[-1].faults, sep="\n  ", flush=True)
     faults = [fault for one in found for fault in one.faults]
     files.write_text(files.join(work, "hangs.md"), table(found))
-    files.write_json(files.join(work, "hangs.json"), [*map(dataclasses.asdict, found)])
-    print(table(found) + "\n".join(faults))
-    return 1 if faults else 0
+    figures = files.join(work, "hangs.json")
+    files.write_json(figures, [*map(dataclasses.asdict, found)])
+    print(table(found), end="")
+    return command.ended(faults, figures)
 
 
 if __name__ == "__main__":

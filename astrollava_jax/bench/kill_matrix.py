@@ -16,11 +16,14 @@ to DIR/kill_matrix.json.
 
 import dataclasses
 import itertools
+import math
 import random
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 from astrollava_jax import files
 from astrollava_jax.bench import command, small_job
@@ -123,7 +126,8 @@ class Matrix:
     """The cases, run below one folder; what is undisturbed is run once for all of its cases."""
 
     def __init__(self, work: str):
-        self.work = files.make_folder(work)
+        runs = rf"({'|'.join(small_job.KINDS)})-\d+-.*"
+        self.work = command.unused_folder(work, runs)
         self._undisturbed: dict[tuple[int, str], str] = {}
         small_job.write(self.work)
 
@@ -139,14 +143,13 @@ class Matrix:
             run.complete()
             again = min(line["step"] for line in run.lines() if line["attempt"] == 2)
         found, expected = curve(out), curve(whole)
-        differences = [abs(a - b) / abs(b) for a, b in zip(found, expected)]
         return Found(
             case=case,
             codes=[one.code for one in ended],
             seconds=max(one.seconds for one in ended),
             told_step=told,
             lost_steps=told + 1 - again,
-            largest_difference=max(differences),
+            largest_difference=largest_difference(found, expected),
             equal=found == expected and last_arrays(out, STEPS) == last_arrays(whole, STEPS),
         )
 
@@ -176,6 +179,13 @@ class Matrix:
 def curve(out: str) -> list[float]:
     """The loss of every step."""
     return [facts["loss"] for facts in read_log(files.join(out, "log.jsonl"))]
+
+
+def largest_difference(found: Sequence[float], expected: Sequence[float]) -> float:
+    """Of a loss, relative; not a number where one is none, endless where there are more or less."""
+    if len(found) != len(expected):
+        return math.inf
+    return float(np.max([abs(a - b) / abs(b) for a, b in zip(found, expected)]))
 
 
 def last_arrays(out: str, step: int) -> Any:

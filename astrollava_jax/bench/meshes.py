@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from astrollava_jax import files
 from astrollava_jax.bench import command, small_job
-from astrollava_jax.bench.kill_matrix import curve
+from astrollava_jax.bench.kill_matrix import curve, largest_difference
 from astrollava_jax.bench.processes import Processes
 
 DEVICES, STEPS = 8, 20
@@ -104,7 +104,7 @@ def compare(work: str, kind: str, compute: str, mesh: Mesh, expected: Sequence[f
         kind=kind,
         compute=compute,
         mesh=str(mesh),
-        largest_difference=max(abs(a - b) / abs(b) for a, b in zip(found, expected, strict=True)),
+        largest_difference=largest_difference(found, expected),
         last_losses=(expected[-1], found[-1]),
     )
 
@@ -130,7 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--kinds", type=command.some_of(small_job.KINDS), default=kinds, help=f"some of {kinds}"
     )
     chosen = parser.parse_args(argv)
-    work, found = files.make_folder(files.absolute(chosen.work)), []
+    runs = rf"({'|'.join(small_job.KINDS)})-({'|'.join(ALLOWED)})-.*"
+    work, found = command.unused_folder(files.absolute(chosen.work), runs), []
     small_job.write(work, spare_words=SPARE_WORDS)
     for kind in chosen.kinds:
         for compute in ALLOWED:

@@ -17,7 +17,6 @@ from PIL import Image, ImageDraw
 
 from astrollava_jax import files
 
-MEGAPIXELS = (1.0, 3.0)
 RATIOS = (4 / 3, 3 / 2, 1.0, 16 / 9, 3 / 4, 2 / 3)
 """Width over height."""
 QUALITY = 85

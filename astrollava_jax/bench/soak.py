@@ -139,7 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--processes", type=int, default=1, choices=(1, 2, 4))
     arguments = parser.parse_args(argv)
-    work, steps, processes = files.absolute(arguments.work), arguments.steps, arguments.processes
+    steps, processes = arguments.steps, arguments.processes
+    work = command.unused_folder(files.absolute(arguments.work), rf"(whole|killed)-{processes}")
     small_job.write(work)
     facts = {"processes": processes} | undisturbed(work, steps, processes)
     facts |= disturbed(work, steps, processes, arguments.kills)

@@ -1,10 +1,16 @@
 """A whole run hangs, is told of and is ended; by the bench that measures it."""
 
 import dataclasses
+import importlib
+import re
+import types
 
 import pytest
 
+from astrollava_jax import files
 from astrollava_jax.bench import hangs, small_job
+from astrollava_jax.data import pipeline
+from astrollava_jax.training import loop
 
 OTHERS = [name for name in hangs.HANGS if name != "worker"]
 FOUND = hangs.Found(
@@ -34,6 +40,23 @@ def test_a_run_that_hangs_is_ended_within_the_bound(name, tmp_path):
 def test_what_must_not_be_is_a_fault(change, fault):
     assert FOUND.faults == []
     assert fault in dataclasses.replace(FOUND, **change).faults[0]
+
+
+@pytest.mark.parametrize("name", hangs.HANGS)
+def test_what_is_patched_is_there(name, monkeypatch):
+    hang = hangs.HANGS[name]
+    module = importlib.import_module(f"astrollava_jax.{hang.module}")
+    monkeypatch.setattr(pipeline._PlannedRow, "__call__", pipeline._PlannedRow.__call__)
+    patched, patch = types.SimpleNamespace(**vars(module)), {}
+    exec(f"def patch(module):\n{hang.patch}", patch)
+    patch["patch"](patched)
+    assert set(vars(patched)) == set(vars(module)), "a name is patched that is not there"
+
+
+def test_the_loop_asks_jax_for_nothing_but_what_stands_in_for_it():
+    assert loop.__file__ is not None
+    asked = set(re.findall(r"\bjax\.(\w+)", files.read_text(loop.__file__)))
+    assert asked == {"device_get", "process_count"}
 
 
 def test_the_table_has_a_line_for_every_place():

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from astrollava_jax.bench import meshes, small_job
+from astrollava_jax.bench.kill_matrix import largest_difference
 from astrollava_jax.bench.meshes import Found, Mesh, compare, losses, table
 
 FOUND = Found("full", "float32", "data 8 x fsdp 1", 1e-6, (2.5, 2.5))
@@ -29,6 +30,18 @@ def test_float32_is_held_and_bfloat16_is_told():
     )
     assert dataclasses.replace(far, compute="bfloat16").faults == []
     assert dataclasses.replace(FOUND, largest_difference=float("nan")).faults
+
+
+def test_a_loss_that_is_no_number_is_seen_wherever_it_stands():
+    assert largest_difference([2.0, 3.0, 5.0], [2.0, 4.0, 4.0]) == 0.25
+    for place in range(3):
+        losses = [2.0, 4.0, 4.0]
+        losses[place] = float("nan")
+        far = dataclasses.replace(
+            FOUND, largest_difference=largest_difference(losses, [2.0, 4.0, 4.0])
+        )
+        assert far.faults
+    assert largest_difference([2.0], [2.0, 4.0]) == float("inf")
 
 
 def test_the_table_has_a_line_for_every_run():
