@@ -8,8 +8,8 @@ export    back to the layouts hf and llava: every tensor the same in name, dtype
 forward   scores at 600 positions beside those of transformers, in bfloat16 and in float32
 
 Every figure is a line, and all of them stand in DIR/full_size.json, to which a step that is run by
-itself adds. DIR must be new, or this program's own: what lies there is written anew. It needs 45 GB, the
-machine 18 GB of free memory. Linux only; needs the extra `dev`.
+itself adds. DIR must be new, or this program's own: what lies there is written anew. It needs 45
+GB, the machine 18 GB of free memory. Linux only; needs the extra `dev`.
 """
 
 import importlib.metadata

@@ -4,16 +4,19 @@ import dataclasses
 import io
 import multiprocessing
 import os
+import pathlib
+import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from astrollava_jax import files
-from astrollava_jax.bench import input as bench
 from astrollava_jax.bench import input_job, photographs, processor_time
-from astrollava_jax.bench.input import Ratio, compared
+from astrollava_jax.bench import input_measured as bench
+from astrollava_jax.bench.input_measured import Ratio, compared
 from astrollava_jax.cli.main import MISTAKE
 from astrollava_jax.cli.main import main as astrollava
 
@@ -109,8 +112,35 @@ def test_a_workers_time_counts_until_it_rests():
         worker.join()
 
 
-def test_a_step_that_takes_its_time_does_not_wait(job):
-    assert 0 <= bench.waited(job, workers=0, rate=200.0, steps=2) < 1
+@pytest.mark.parametrize(("taking", "waited"), [(0.9, 0.9), (0.001, 0.1 / 10.1), (0.0, 0.0)])
+def test_the_part_of_the_time_that_steps_wait_by_a_clock_of_its_own(taking, waited, monkeypatch):
+    """A step of five pictures, a hundred a second, takes 0.05 s on the device."""
+    now = [0.0]
+
+    class Feed:
+        def __init__(self, job, what, workers, images, length):
+            assert (job, what, length) == (None, "small", LENGTH)
+
+        def take(self):
+            now[0] += taking
+            return 10
+
+        def close(self):
+            now.clear()
+
+    def sleep(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(bench, "Ours", Feed)
+    monkeypatch.setattr(bench, "settle", lambda: 0.0)
+    clock = types.SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+    monkeypatch.setattr(bench, "time", clock)
+    assert bench.waited(None, workers=0, rate=100.0, steps=4) == pytest.approx(waited)
+    assert now == [], "the feed is left open"
+
+
+def test_a_device_that_takes_no_time_does_nothing_but_wait(job):
+    assert bench.waited(job, workers=0, rate=1e9, steps=2) > 0.5
 
 
 def test_without_pytorch_it_says_what_to_install(monkeypatch, tmp_path, capsys):
@@ -120,6 +150,38 @@ def test_without_pytorch_it_says_what_to_install(monkeypatch, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "but torch is not there: install the extra `dev`" in said and "Traceback" not in said
     assert not (tmp_path / "work").exists()
+
+
+def test_help_comes_without_what_is_measured():
+    code = """\
+import sys
+from astrollava_jax.bench import input
+try:
+    input.main(["--help"])
+finally:
+    heavy = {"numpy", "jax", "grain", "PIL", "transformers"} & set(sys.modules)
+    print("loaded:", *heavy)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "loaded:"
+
+
+def test_a_second_measurement_begins_anew_but_removes_nothing_of_others(monkeypatch, tmp_path):
+    class Begun(Exception):
+        pass
+
+    def write(folder, **_):
+        (pathlib.Path(folder) / "photographs").mkdir()
+        raise Begun
+
+    monkeypatch.setattr(input_job, "write", write)
+    for _ in range(2):
+        with pytest.raises(Begun):
+            astrollava(["bench", "input", "--work", str(tmp_path / "work")])
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "mine").touch()
+    assert astrollava(["bench", "input", "--work", str(tmp_path)]) == MISTAKE
+    assert (tmp_path / "job" / "mine").exists()
 
 
 def test_packing_needs_no_pytorch(monkeypatch, capsys):
