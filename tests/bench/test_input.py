@@ -114,12 +114,12 @@ def test_a_workers_time_counts_until_it_rests():
 
 @pytest.mark.parametrize(("taking", "waited"), [(0.9, 0.9), (0.001, 0.1 / 10.1), (0.0, 0.0)])
 def test_the_part_of_the_time_that_steps_wait_by_a_clock_of_its_own(taking, waited, monkeypatch):
-    """A step of five pictures, a hundred a second, takes 0.05 s on the device."""
+    """A step of ten pictures, a hundred a second, takes 0.1 s on the device."""
     now = [0.0]
 
     class Feed:
         def __init__(self, job, what, workers, images, length):
-            assert (job, what, length) == (None, "small", LENGTH)
+            assert (what, length) == ("small", LENGTH)
 
         def take(self):
             now[0] += taking
@@ -131,11 +131,12 @@ def test_the_part_of_the_time_that_steps_wait_by_a_clock_of_its_own(taking, wait
     def sleep(seconds):
         now[0] += seconds
 
+    none = input_job.Job("", (), (), 28, "pad")
     monkeypatch.setattr(bench, "Ours", Feed)
     monkeypatch.setattr(bench, "settle", lambda: 0.0)
     clock = types.SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
     monkeypatch.setattr(bench, "time", clock)
-    assert bench.waited(None, workers=0, rate=100.0, steps=4) == pytest.approx(waited)
+    assert bench.waited(none, workers=0, rate=100.0, steps=4) == pytest.approx(waited)
     assert now == [], "the feed is left open"
 
 
