@@ -1,9 +1,10 @@
 """The bench of loading: a very small model by all ways, and that it sees other numbers."""
 
+import numpy as np
 import pytest
 
 from astrollava_jax import files
-from astrollava_jax.bench import load
+from astrollava_jax.bench import load, random_llava, whole_model
 
 
 def loaded(total=100.0, parameters=7, seconds=2.0):
@@ -22,6 +23,31 @@ def test_all_ways_lead_to_the_same_numbers(tmp_path, capsys):
     assert set(summary["turns"]) == set(load.WAYS) and summary["faults"] == []
     counts = {turns[0]["parameters"] for turns in summary["turns"].values()}
     assert len(counts) == 1 and summary["gb"] > 4 * counts.pop() / 1e9
+
+
+def test_every_page_is_read():
+    pages = np.zeros((4, whole_model.PAGE // 4), np.float32)
+    pages[:, 0] = np.frombuffer(b"\1\0\0\0", np.float32)
+    assert whole_model.touch([pages, pages[:2]]) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", whole_model.PROGRAMS)
+def test_on_a_cpu_both_programs_read_all_inside_the_clock(program, tmp_path, monkeypatch):
+    random_llava.write(tmp_path / "model", random_llava.TINY)
+    order, touch, took = [], whole_model.touch, whole_model._took
+    seen = []
+
+    def touched(arrays):
+        order.append("touched")
+        arrays = list(arrays)
+        seen.append(sum(array.nbytes for array in arrays))
+        return touch(arrays)
+
+    monkeypatch.setattr(whole_model, "touch", touched)
+    monkeypatch.setattr(whole_model, "_took", lambda *times: order.append("took") or took(*times))
+    facts = whole_model.PROGRAMS[program](str(tmp_path / "model"))
+    assert order == ["touched", "took"] and seen == [2 * facts["parameters"]]
 
 
 def test_other_numbers_are_told():
