@@ -136,8 +136,8 @@ def _cudnn_packed(
     lengths: Array | None,
 ) -> Array:  # fmt: skip
     """The same, told how long each sample is; by a bias where that is not known or not heard."""
-    told = causal and lengths is not None and lengths.shape[1]
-    if not told or not cudnn.can_pack(q.shape[2], k.shape[2]):
+    heads = q.shape[2], k.shape[2]
+    if lengths is None or not lengths.shape[1] or not causal or not cudnn.can_pack(*heads):
         how: Any = {"causal": causal, "window": window, "softcap": softcap, "scale": scale}
         return _cudnn(q, k, v, segment_ids, **how)
 
