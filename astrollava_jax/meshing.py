@@ -94,6 +94,8 @@ def choose(
     allowed = [case for case in cases if frozen in (None, case[2])]
     fitting = [case for case in allowed if held(*case[1:]) <= room]
     case, fsdp, where = fitting[0] if fitting else ("too large", *allowed[-1][1:])
+    if case == "shared" and held(1, "replicated") <= room:
+        case = "told"  # nothing but the config keeps a copy from being whole
     why = REASONS[case].format(
         room=size(room),
         all=size(held(1, "replicated")),

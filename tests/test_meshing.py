@@ -64,6 +64,9 @@ def test_where_frozen_weights_go_may_be_told():
     needs = Needs(**STAGE_1, memory=32 * GB)
     found = meshing.choose(8, 1, 1, needs, "sharded")
     assert (found.data, found.fsdp, found.frozen) == (1, 8, "sharded")
+    assert found.why == "as the config says", "a whole copy would fit"
+    found = meshing.choose(8, 1, 1, Needs(**STAGE_1, memory=16 * GB), "sharded")
+    assert "a whole copy, 13.45 GiB, exceeds the 8.94 GiB" in found.why
     found = meshing.choose(8, 1, 1, Needs(**STAGE_1, memory=16 * GB), "replicated")
     assert (found.fsdp, found.frozen) == (8, "replicated") and "take more devices" in found.why
 

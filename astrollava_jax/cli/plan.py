@@ -28,7 +28,7 @@ them by modelled time per token, as a part of plain FSDP's. Axes and their value
                                  on every chip; all twice; two or four chips to a row
   remat=none,dots_attention,dots,mlp,projections,attention,full,offload
   options=table,none             what `train` tells the compiler of this chip, or nothing
-  attention=auto,xla,splash,cudnn
+  attention=auto,xla,splash,cudnn,blocks
 --measure takes steps on the devices of this machine, with random weights and full random rows, of
 the run or of each setting of --sweep, and tells what they took.
 With either, code 0 says that one of the settings fits or was run, 3 that none does.

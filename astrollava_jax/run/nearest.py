@@ -46,18 +46,25 @@ def nearest(
     First fewer rows at a time, by halving, which changes no number; then less that is kept for the
     backward pass, which costs time; then nothing held twice, which costs exchange; then smaller
     copies of what is frozen, which costs precision; then more chips that share a tensor. A kind of
-    change keeps the farthest of the kinds before it.
+    change keeps the farthest of the kinds before it. A remat that is left open is decided for each
+    setting, and named in it.
 
     Args:
         first: what does not fit.
         compile_step: compiles a run for the same machine.
         rows: the option that says how many rows a chip computes at a time.
     """
-    run, options = first.run, {}
-    kinds = _fewer_rows(first, rows), _remat(first), _sharded(first), _frozen(first), _axes(first)
+    run, options, kept = first.asked, {}, first.run.remat
+    kinds = (
+        lambda: _fewer_rows(first, rows),
+        lambda: _remat(kept),
+        lambda: _sharded(first),
+        lambda: _frozen(first),
+        lambda: _axes(first),
+    )
     for changes in kinds:
         farthest = run, options
-        for option, value, change in changes:
+        for option, value, change in changes():
             others = {name: given for name, given in options.items() if name != option}
             changed, given = change(run), {**others, option: value}
             told = " ".join(" ".join(pair) for pair in given.items())
@@ -69,6 +76,9 @@ def nearest(
             except BREAKDOWN as error:
                 yield Try(told, None, first_line(error))
                 continue
+            kept = planned.run.remat
+            if changed.remat == "auto":  # decided for this setting: named, so that it stays so
+                told += f" --remat {kept}"
             yield Try(told, planned)
             if planned.fits:
                 return
@@ -84,8 +94,8 @@ def _fewer_rows(first: Planned, option: str) -> Sequence[Change]:
     return found
 
 
-def _remat(first: Planned) -> Sequence[Change]:
-    return [("--remat", kind, _with(remat=kind)) for kind in _after(LESS_KEPT, first.run.remat)]
+def _remat(kept: str) -> Sequence[Change]:
+    return [("--remat", kind, _with(remat=kind)) for kind in _after(LESS_KEPT, kept)]
 
 
 def _sharded(first: Planned) -> Sequence[Change]:

@@ -43,7 +43,10 @@ class Machine:
 class Planned:
     """What the compiler knows of a step."""
 
+    asked: RunConfig
+    """As it was given: what it leaves open is decided anew for each change of it."""
     run: RunConfig
+    """With the batch of its step, and what was decided of it."""
     machine: Machine
     mesh: dict[str, int]
     frozen: Frozen
@@ -164,7 +167,7 @@ def plan(
 ) -> Planned:  # fmt: skip
     """Compiles the run's step for a machine: see `uncompiled`."""
     made = uncompiled(run, where, outline, throughput=throughput, told=told)
-    run, stage, rows = made.run, made.stage, made.rows
+    stage, rows = made.stage, made.rows
     state, frozen, batch = made.arguments
     memory, refused, text, exchanged = None, None, "", []
     with stage.active():
@@ -175,7 +178,8 @@ def plan(
         except DoesNotFit as error:
             refused = error
     return Planned(
-        run=run,
+        asked=run,
+        run=made.run,
         machine=where,
         mesh=dict(stage.mesh.shape),
         frozen=made.choice.frozen,

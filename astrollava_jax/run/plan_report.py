@@ -121,7 +121,8 @@ def _classes(planned: Planned) -> dict[str, int]:
     found, memory = dict(planned.held), planned.memory
     if memory is None:
         return found
-    found["empty places of layouts"] = memory.arguments - sum(found.values())
+    # Less than none where the program does not take what it never reads.
+    found["empty places of layouts"] = max(0, memory.arguments - sum(found.values()))
     found["activations and temporaries"] = memory.activations
     return found
 

@@ -78,6 +78,11 @@ def _assumed(run: RunConfig, facts: ImageFacts, multiple: int) -> Rows:
     words = CAPTION if all(data.template == "plain" for data in run.data) else DIALOGUE
     pictures = length // (features + words)
     if batch.max_images is not None:
+        if tiles > batch.max_images:
+            raise ValueError(
+                f"batch.max_images is {batch.max_images}, but one picture takes up to {tiles} "
+                "images: make it at least that"
+            )
         pictures = min(pictures, batch.max_images // tiles)
     pictures = max(1, pictures if batch.packing else 1)
     if features >= length:

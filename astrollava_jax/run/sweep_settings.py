@@ -54,12 +54,12 @@ def settings(
         where: the machine.
         outline: what it trains.
         words: the values of some axes, `remat=full,dots`.
-        rows_per_chip: that a chip computes in a step, unless `words` say; None = as the batch has.
+        rows_per_chip: that a chip computes in a step; None = as `words` say, or the batch has.
 
     Raises:
         ValueError: if an axis or a value is not known, or a mesh does not divide the chips.
     """
-    asked, model = values(words), describe(run, outline.config)
+    asked, model = values(words, rows_per_chip), describe(run, outline.config)
     if "rows" not in asked:
         found = rows_per_chip or _rows_per_chip(run, where, model, outline)
         asked["rows"] = [str(found)]
@@ -78,8 +78,12 @@ def with_setting(run: RunConfig, setting: Setting) -> RunConfig:
     )
 
 
-def values(words: Sequence[str]) -> dict[str, list[str]]:
+def values(words: Sequence[str], rows_per_chip: int | None = None) -> dict[str, list[str]]:
     """The values of the axes that a command line names.
+
+    Args:
+        words: `remat=full,dots`, one for each axis.
+        rows_per_chip: what else the command line says of rows.
 
     Raises:
         ValueError: for what is not known; all of it at once.
@@ -87,6 +91,8 @@ def values(words: Sequence[str]) -> dict[str, list[str]]:
     found, faults = {}, []
     for word in words:
         axis, _, listed = word.partition("=")
+        if axis in found and axis in KNOWN:
+            faults.append(f"{word}: {axis} is named twice; name all its values in one {axis}=A,B")
         found[axis] = listed.split(",")
         if axis not in KNOWN:
             faults.append(f"{word}: expected AXIS=VALUE,VALUE with one of {', '.join(KNOWN)}")
@@ -96,6 +102,10 @@ def values(words: Sequence[str]) -> dict[str, list[str]]:
         else:
             wrong = [one for one in found[axis] if one not in KNOWN[axis]]
             faults += [f"{axis}={one}: expected one of {', '.join(KNOWN[axis])}" for one in wrong]
+    if "rows" in found and rows_per_chip is not None:
+        faults.append(
+            f"rows: --rows-per-chip {rows_per_chip} names them too; leave out one of the two"
+        )
     if faults:
         raise ValueError("--sweep\n  " + "\n  ".join(faults))
     return found
@@ -123,7 +133,7 @@ def _rows_per_chip(run: RunConfig, where: Machine, model: Model, outline: Outlin
 def _combined(
     run: RunConfig, where: Machine, model: Model, asked: Mapping[str, Sequence[str]]
 ) -> list[Setting]:
-    """Every combination of what is asked for.
+    """Every combination of what is asked for, each setting once.
 
     Raises:
         ValueError: if a mesh does not divide the chips.
@@ -152,4 +162,4 @@ def _combined(
                 told_name="table",
             )
         )
-    return found
+    return list(dict.fromkeys(found))

@@ -28,7 +28,7 @@ def show_sweep(
         where: the machine.
         outline: what it trains.
         words: the values of some axes, `remat=full,dots`; the others have a few that are likely.
-        rows_per_chip: that a chip computes in a step, unless `words` say; None = as the batch has.
+        rows_per_chip: that a chip computes in a step; None = as `words` say, or the batch has.
         as_json: print a line of JSON for each setting as it is done, in place of the table.
 
     Returns:
@@ -61,8 +61,8 @@ class _Compile:
     outline: Outline
 
     def __call__(self, setting: Setting) -> Compiled:
-        run = with_setting(self.run, setting)
         try:
+            run = with_setting(self.run, setting)
             made = plan(run, self.where, self.outline, throughput=True, told=setting.options)
         except (ValueError, *BREAKDOWN) as error:  # axes that divide nothing, or the compiler's own
             return Compiled(False, why=first_line(error))

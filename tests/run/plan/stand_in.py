@@ -10,4 +10,4 @@ from astrollava_jax.run.plan import Planned
 def changed(planned: Planned, run: RunConfig, fits: bool) -> Planned:
     refused = None if fits else DoesNotFit(2 << 30, 1 << 30)
     memory = planned.memory if fits else None
-    return dataclasses.replace(planned, run=run, refused=refused, memory=memory)
+    return dataclasses.replace(planned, asked=run, run=run, refused=refused, memory=memory)

@@ -88,3 +88,22 @@ def test_fewer_rows_are_told_as_they_were_asked_for(planned):
     first = changed(planned, planned.run, fits=False)
     found = nearest(first, lambda run: changed(planned, run, fits=True), rows="--rows-per-chip")
     assert [one.said for one in found] == ["--rows-per-chip 4"]
+
+
+def test_a_remat_that_is_left_open_is_decided_for_each_setting_and_named(planned):
+    """Half the rows have room for more; one row is decided to keep too much, and keeps less."""
+    decide = {8: "full", 4: "attention", 2: "mlp", 1: "dots"}
+
+    def decided(run: RunConfig, fits: bool) -> Planned:
+        kept = decide[run.batch.rows_per_device or 8] if run.remat == "auto" else run.remat
+        found = changed(planned, dataclasses.replace(run, remat=kept), fits)
+        return dataclasses.replace(found, asked=run)
+
+    first = decided(dataclasses.replace(planned.run, remat="auto"), fits=False)
+    (found,) = nearest(first, lambda run: decided(run, fits=True))
+    assert found.said == "--batch.rows_per_device 4 --remat attention"
+    assert found.planned is not None and found.planned.run.remat == "attention"
+    *_, one, less, last = nearest(first, lambda run: decided(run, fits=run.remat == "projections"))
+    assert one.said == "--batch.rows_per_device 1 --remat dots"
+    assert less.said == "--batch.rows_per_device 1 --remat mlp"
+    assert last.said == "--batch.rows_per_device 1 --remat projections"

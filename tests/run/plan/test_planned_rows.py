@@ -78,3 +78,11 @@ def test_runs_that_begin_from_one_another_are_a_mistake_that_names_them(folder, 
     write(b, "two", "one")
     with pytest.raises(ValueError, match=f": {b} begins from {a} begins from {b};"):
         planned_model(InitConfig(model=str(tmp_path / "two")), str(tmp_path))
+
+
+def test_a_row_that_may_hold_fewer_tiles_than_a_picture_is_the_mistake_that_train_tells():
+    run = config.load(RunConfig, str(CONFIGS / "astro_next_stage2.yaml"))
+    run = dataclasses.replace(run, batch=dataclasses.replace(run.batch, max_images=4))
+    facts = outline("llava-v1.6-vicuna-7b").config.image_facts
+    with pytest.raises(ValueError, match=r"batch\.max_images is 4, but one picture takes up to 5"):
+        planned_rows(run, facts, 1, None)

@@ -17,6 +17,7 @@ from astrollava_jax.planning.topologies import topology
 from astrollava_jax.run import planning, sweeping
 from astrollava_jax.run.config import RunConfig
 from astrollava_jax.run.plan import Machine, plan
+from astrollava_jax.run.sweep_settings import settings
 from astrollava_jax.weights.outline import outline
 
 EIGHT = Machine("v5e-8", jax.devices(), 1 << 40, topology("v5e-8"))
@@ -151,3 +152,23 @@ def test_mistakes_of_a_sweep_are_told_all_at_once(folder, compiled, capsys, monk
     assert main(argv) == MISTAKE
     assert "--sweep: v5e-8 is not in the table of topologies" in capsys.readouterr().err
     assert not compiled
+
+
+def test_a_setting_is_taken_once_and_one_that_cannot_be_is_a_line(folder, compiled, capsys):
+    argv = ["plan", str(folder / "run.yaml"), "--topology", "local", "--sweep"]
+    run, model = config.load(RunConfig, str(folder / "run.yaml")), outline(str(folder / "hf"))
+    words = ["rows=2,2", "mesh=file,tensor2", "remat=full,mlp,full", "options=table"]
+    found = settings(run, EIGHT, model, words, None)
+    assert [one.remat for one in found] == ["full", "mlp"]
+    assert main([*argv, "rows=2000000,2", "mesh=fsdp", "remat=mlp"]) == 0
+    said = capsys.readouterr().out
+    assert "not compiled: fsdp 8, remat mlp, options table: " in said
+    assert "rows_per_device is 2000000, expected at most" in said
+
+
+def test_what_is_said_twice_of_an_axis_is_refused(folder, compiled, capsys):
+    argv = ["plan", str(folder / "run.yaml"), "--topology", "local", "--rows-per-chip", "8"]
+    assert main([*argv, "--sweep", "remat=full", "rows=2", "remat=mlp", "layers=3"]) == MISTAKE
+    said = capsys.readouterr().err
+    assert "remat=mlp: remat is named twice" in said and "layers=3: expected" in said
+    assert "rows: --rows-per-chip 8 names them too" in said and not compiled
