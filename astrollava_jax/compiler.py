@@ -1,8 +1,11 @@
 """What XLA is told for each kind of device, and what it is never told."""
 
+import contextlib
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+import jax
 
 Options = dict[str, bool | int | str]
 
@@ -101,6 +104,26 @@ def inference_options(device: Any) -> Options:
         device: one that the program is compiled for.
     """
     return options(device) if device.platform == "cpu" else {}
+
+
+@contextlib.contextmanager
+def heard(own: Mapping[str, bool | int | str]) -> Iterator[None]:
+    """Within it a program is compiled, with a run's own options among others.
+
+    Raises:
+        ValueError: if the compiler does not know one of them, or its value.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        said = str(error).partition("\n")[0]
+        wrong = [name for name in own if name in said and said.startswith("INVALID_ARGUMENT")]
+        if not wrong:
+            raise
+        raise ValueError(
+            f"compiler_options.{wrong[0]}: the compiler does not take it here: {said}; correct it, "
+            "or leave it out on these devices"
+        ) from error
 
 
 def check(own: Mapping[str, bool | int | str]) -> None:

@@ -83,7 +83,7 @@ SHAPES = {
         length=256, precision="float32", about="for tests", samples=4,
     ),
     "smollm2": Shape(
-        _SMOLLM2, length=1024, precision="float32", samples=8,
+        _SMOLLM2, length=2048, precision="float32", samples=8,
         about="a decoder of 135 million numbers as SmolLM2's, a tower of 21 million",
     ),
     "llava-1.5-7b": Shape(

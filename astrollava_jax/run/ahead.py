@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from astrollava_jax import compiler
 from astrollava_jax.run.stage import Stage
 
 
@@ -60,19 +61,21 @@ class Ahead:
 
 
 def ahead(
-    stage: Stage, arguments: tuple[Any, ...], began: float, tell: Callable[[str], None]
-) -> Stage:
+    stage: Stage, arguments: tuple[Any, ...], own: compiler.Options, began: float,
+    tell: Callable[[str], None],
+) -> Stage:  # fmt: skip
     """The stage, whose step begins to be compiled now.
 
     Args:
         stage: it runs the same program as before.
         arguments: shapes of what the step takes, with their layout.
+        own: the run's own options for the compiler.
         began: as for `Ahead`.
         tell: as for `Ahead`.
     """
 
     def compiled() -> Callable[..., Any]:
-        with stage.active():
+        with stage.active(), compiler.heard(own):
             return stage.step.lower(*arguments).compile()  # pyright: ignore
 
     step = Ahead(compiled, began, tell)

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import gc
 import json
+import math
 import statistics
 import sys
 import time
@@ -16,7 +17,7 @@ from typing import Any
 
 import jax
 
-from astrollava_jax import files
+from astrollava_jax import compiler, files
 from astrollava_jax.params import Params
 from astrollava_jax.planning.program import BREAKDOWN, first_line, memory_of
 from astrollava_jax.planning.topologies import GIB
@@ -26,6 +27,7 @@ from astrollava_jax.run.initial import make_random
 from astrollava_jax.run.plan import Machine, Uncompiled, uncompiled
 from astrollava_jax.run.plan_options import Asked
 from astrollava_jax.run.sweep_settings import settings, with_setting
+from astrollava_jax.training.anomaly import GOOD
 from astrollava_jax.training.flops import peak_flops
 from astrollava_jax.training.state import TrainState
 from astrollava_jax.weights.outline import Outline
@@ -50,8 +52,11 @@ class Measured:
     compile_seconds: float
     seconds: list[float]
     """Of each step after the first."""
-    losses: list[float]
-    """Of each step, the first too; the weights go on from setting to setting."""
+    losses: list[float | None]
+    """Of each step, the first too, None where it is not finite; the weights go on from setting to
+    setting."""
+    bad_steps: int
+    """Those among them from which nothing was learned, as training would say."""
     trace: str | None
     """The folder of the trace."""
 
@@ -87,7 +92,11 @@ class Measured:
         ]
         if self.mfu is not None:
             words.append(f"MFU {self.mfu:.1%}")
-        words.append(f"loss {self.losses[0]:.4f} to {self.losses[-1]:.4f}")
+        ends = self.losses[0], self.losses[-1]
+        first, last = ("not finite" if loss is None else f"{loss:.4f}" for loss in ends)
+        words.append(f"loss {first} to {last}")
+        if self.bad_steps:
+            words.append(f"BAD NUMBERS in {self.bad_steps} of {len(self.losses)} steps")
         return ", ".join(words) + (f"; trace in {self.trace}" if self.trace else "")
 
 
@@ -125,7 +134,7 @@ def show_measured(run: RunConfig, where: Machine, outline: Outline, asked: Asked
         else:
             done += 1
             facts = dataclasses.asdict(measured) | measured.rates()
-            print(json.dumps(facts) if asked.as_json else measured)
+            print(json.dumps(facts, allow_nan=False) if asked.as_json else measured)
         sys.stdout.flush()
         made = None
         gc.collect()  # what failed holds its arrays until its traceback, a circle, is gone
@@ -199,12 +208,12 @@ def measure(
     """
     stage, config, rows = made.stage, made.stage.model.config, made.rows
     began = time.perf_counter()
-    with stage.active():
+    with stage.active(), compiler.heard(made.run.compiler_options):
         program: Any = stage.step.lower(*made.arguments).compile()  # pyright: ignore: it is jitted
     compiled = time.perf_counter() - began
     batch = stage.to_devices(random_rows(rows, config.image_facts, config.llm.vocab_size))
     state, frozen = weights.take(made)
-    losses, seconds = [], []
+    losses, bad, seconds = [], 0, []
     for number in range(1 + steps + (trace is not None)):
         tracing = contextlib.nullcontext()
         if trace is not None and number > steps:
@@ -212,7 +221,8 @@ def measure(
         with tracing:
             began = time.perf_counter()
             state, metrics = program(state, frozen, batch)
-            losses.append(float(metrics["loss"]))
+            losses.append(loss if math.isfinite(loss := float(metrics["loss"])) else None)
+            bad += metrics["bad"] != GOOD
             seconds.append(time.perf_counter() - began)
     weights.give_back(made, state, frozen)
     return Measured(
@@ -227,5 +237,6 @@ def measure(
         compile_seconds=compiled,
         seconds=seconds[1 : 1 + steps],
         losses=losses,
+        bad_steps=int(bad),
         trace=trace,
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from astrollava_jax import compiler
 from astrollava_jax.batch import Batch
 from astrollava_jax.compiler import Options
 from astrollava_jax.meshing import Choice, Frozen
@@ -170,7 +171,7 @@ def plan(
     stage, rows = made.stage, made.rows
     state, frozen, batch = made.arguments
     memory, refused, text, exchanged = None, None, "", []
-    with stage.active():
+    with stage.active(), compiler.heard(run.compiler_options):
         traced = stage.step.trace(*made.arguments)  # pyright: ignore: it is a jitted function
         try:
             program = compile_program(traced.lower(), where.devices[0].platform)

@@ -82,7 +82,7 @@ def get_ready(console: Console, run: RunConfig, bases: opening.Bases, *, keep: b
         arguments = abstract_arguments(
             stage, run, data.plan.shape, config.image_facts, data.plan.rows
         )
-        stage = ahead(stage, arguments, began, console.print)
+        stage = ahead(stage, arguments, run.compiler_options, began, console.print)
     return Ready(opened, going_on, fresh, stage, data, held_out)
 
 

@@ -1,5 +1,6 @@
 """The way to the first step: compiled beside the weights, kept for the next start, told."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -25,6 +26,13 @@ def test_a_step_compiled_ahead_computes_the_same_bits(stage2, tmp_path, monkeypa
     train(small_run.read_run(stage2.file, out=str(tmp_path / "out")))
     assert small_run.curve(tmp_path / "out") == small_run.curve(stage2.out)
     assert small_run.held_out(tmp_path / "out") == small_run.held_out(stage2.out)
+
+
+def test_an_option_that_the_compiler_does_not_know_is_the_users_mistake(stage1, tmp_path):
+    run = small_run.read_run(stage1.file, out=str(tmp_path / "out"))
+    run = dataclasses.replace(run, compiler_options={"xla_of_the_run": 1})
+    with pytest.raises(ValueError, match=r"compiler_options\.xla_of_the_run: the compiler"):
+        train(run)
 
 
 def test_the_first_line_of_an_attempt_tells_what_it_waited_for(stage1):

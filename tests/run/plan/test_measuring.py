@@ -19,6 +19,7 @@ from astrollava_jax.run.config import RunConfig
 from astrollava_jax.run.initial import dtypes_of, make_random
 from astrollava_jax.run.plan import Machine, uncompiled
 from astrollava_jax.run.stage import Stage, abstract_params
+from astrollava_jax.training.anomaly import GOOD, NOT_FINITE
 from astrollava_jax.training.state import TrainState
 from astrollava_jax.weights.outline import outline
 
@@ -93,7 +94,9 @@ class Program:
         if self._remat == "mlp":
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nat 0x1")
         self._calls += 1
-        return state, {"loss": self._calls}
+        if self._remat == "projections" and self._calls > 1:
+            return state, {"loss": float("nan"), "bad": NOT_FINITE}
+        return state, {"loss": self._calls, "bad": GOOD}
 
     def memory_analysis(self):
         gib = {"argument": 2, "temp": 1, "output": 1, "alias": 1}
@@ -143,6 +146,15 @@ def test_what_fails_costs_its_own_weights_and_no_other_setting(
         assert told.endswith(f", loss 1.0000 to 4.0000; trace in {tmp_path}/{number}")
         assert " ms (" in told and " samples/s, " in told and " tokens/s/chip, " in told
     assert alive == [("none", 0), ("attention", 0)]
+
+
+def test_steps_of_bad_numbers_are_told(argv, alive, capsys):
+    assert main([*argv, "--remat", "projections"]) == 0
+    said = capsys.readouterr().out.strip()
+    assert said.endswith("loss 1.0000 to not finite, BAD NUMBERS in 2 of 3 steps")
+    assert main([*argv, "--remat", "projections", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["losses"] == [1.0, None, None] and facts["bad_steps"] == 2
 
 
 def test_code_3_says_that_no_setting_could_be_run(argv, alive, capsys):
