@@ -121,8 +121,8 @@ def heard(own: Mapping[str, bool | int | str]) -> Iterator[None]:
         if not wrong:
             raise
         raise ValueError(
-            f"compiler_options.{wrong[0]}: the compiler does not take it here: {said}; correct it, "
-            "or leave it out on these devices"
+            f"compiler_options.{max(wrong, key=len)}: the compiler does not take it here: {said}; "
+            "correct it, or leave it out on these devices"
         ) from error
 
 

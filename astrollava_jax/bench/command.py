@@ -93,6 +93,16 @@ def own_folder(path: str) -> str:
     return path
 
 
+def begun_anew(path: str) -> str:
+    """Empties such a folder; returns the path.
+
+    Raises:
+        ValueError: as `own_folder`.
+    """
+    files.remove(own_folder(path))
+    return own_folder(path)
+
+
 def ended(faults: Sequence[str], figures: str) -> int:
     """Tells the faults, or that there are none, and where the figures are; the exit code."""
     print("\n".join(faults) or f"as it must be; the figures are in {figures}")

@@ -55,10 +55,8 @@ def _input(arguments: argparse.Namespace, facts: dict[str, Any]) -> list[str]:
     """Measures the input and prints it; returns what must not be."""
     from astrollava_jax.bench import input_job, input_measured
 
-    folder = command.own_folder(files.join(arguments.work, "job"))
-    files.remove(folder)
     job = input_job.write(
-        command.own_folder(folder),
+        command.begun_anew(files.join(arguments.work, "job")),
         count=arguments.photographs,
         megapixels=tuple(arguments.megapixels),
         side=arguments.side,

@@ -77,7 +77,7 @@ def measured(
         keep: what is done with what is measured so far, after each program.
 
     Raises:
-        ValueError: if theirs cannot compute where ours does.
+        RuntimeError, ValueError: if ours fails; on a CPU, where they take turns, if one does.
     """
     found = Found(steps, {}, {}, {})
     with contextlib.ExitStack() as ending:

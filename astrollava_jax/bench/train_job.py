@@ -15,6 +15,7 @@ from jaxtyping import Int
 
 from astrollava_jax import files
 from astrollava_jax.bench import photographs, random_llava
+from astrollava_jax.bench.command import begun_anew
 from astrollava_jax.bench.length_mixes import (
     IMAGE_POSITIONS,
     PAIRS,
@@ -167,10 +168,7 @@ def write(job: Job, remat: str) -> None:
         ValueError: if the folder holds something else.
     """
     shape = SHAPES[job.shape]
-    if files.exists(job.folder) and not files.exists(files.join(job.folder, "job.json")):
-        raise ValueError(f"{job.folder}: not a folder of this bench; choose another --work")
-    files.remove(job.folder)
-    files.write_json(files.join(job.folder, "job.json"), dataclasses.asdict(job))
+    files.write_json(files.join(begun_anew(job.folder), "job.json"), dataclasses.asdict(job))
     if not files.exists(job.model):  # it is there whole, or not at all
         random_llava.write(job.model, shape.size)
     for name, content in tokenizer_files().items():

@@ -129,7 +129,7 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
     (tmp_path / "job").mkdir()
     (tmp_path / "job" / "mine.txt").write_text("mine")
     job = dataclasses.replace(JOB, folder=str(tmp_path / "job"))
-    with pytest.raises(ValueError, match="not a folder of this bench"):
+    with pytest.raises(ValueError, match="job: expected a new folder, or one that a bench"):
         train_job.write(job, "full")
     assert (tmp_path / "job" / "mine.txt").exists()
 

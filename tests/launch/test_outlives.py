@@ -18,12 +18,12 @@ FILE = str(ROOT / "configs" / "stage1_align.yaml")
 
 
 def test_relative_paths_are_below_the_folder_of_work(capsys):
-    assert outlives.main(["/bucket", "/bucket/work", FILE]) == 0
+    assert outlives.main(["/bucket", "/bucket/mine", FILE]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "  out: /bucket/work/runs/stage1_align",
-        "  init.vision: /bucket/work/models/clip-vit-large-patch14-336",
-        "  init.llm: /bucket/work/models/vicuna-7b-v1.5",
-        "  data.0.records: /bucket/work/data/llava_pretrain/train",
+        "  out: /bucket/mine/runs/stage1_align",
+        "  init.vision: /bucket/mine/models/clip-vit-large-patch14-336",
+        "  init.llm: /bucket/mine/models/vicuna-7b-v1.5",
+        "  data.0.records: /bucket/mine/data/llava_pretrain/train",
     ]
 
 
