@@ -10,7 +10,14 @@ import torch
 from transformers import AutoConfig, LlavaForConditionalGeneration
 
 from astrollava_jax import files
-from astrollava_jax.bench import processor_time, random_llava, train, train_found, train_job
+from astrollava_jax.bench import (
+    processor_time,
+    random_llava,
+    train,
+    train_found,
+    train_job,
+    train_theirs,
+)
 from astrollava_jax.bench.train_found import RATIOS, Found, apart, faults, told
 from astrollava_jax.bench.train_job import SHAPES, Job
 from astrollava_jax.bench.turns import Program, Turn
@@ -220,3 +227,28 @@ def test_a_step_has_samples_or_rows(tmp_path, capsys):
         astrollava(["bench", "train", "--work", work, "--samples", "4", "--rows", "3"])
     assert left.value.code == MISTAKE and "not allowed with" in capsys.readouterr().err
     assert not files.exists(work)
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")
+def test_theirs_computes_a_frozen_tower_once_and_the_decoder_again(tmp_path):
+    """Forward and backward calls of a product in each; their checkpoints are those of a decoder."""
+    job = dataclasses.replace(JOB, folder=str(tmp_path / "job"))
+    train_job.write(job, "full")
+    patches, side = SHAPES["tiny"].size.patches, SHAPES["tiny"].size.image
+    words = torch.tensor([[1, *[SHAPES["tiny"].size.image_id] * patches, 5, 6, 7]])
+    batch = {"input_ids": words, "labels": words.clone(), "attention_mask": torch.ones_like(words)}
+    batch["pixel_values"] = torch.ones(1, 3, side, side)
+    trainer = train_theirs.Trainer(job, iter([[batch]]), "cpu", False)
+    products = {
+        "tower": trainer.model.model.vision_tower.get_submodule("encoder.layers.0.mlp.fc1"),
+        "decoder": trainer.model.model.language_model.layers[0].mlp.gate_proj,
+    }
+    calls = []
+    for name, product in products.items():
+        product.register_forward_hook(lambda *_, name=name: calls.append((name, "forward")))
+        product.register_full_backward_hook(lambda *_, name=name: calls.append((name, "backward")))
+    trainer.step()
+    counted = {call: calls.count(call) for call in calls}
+    assert counted == {
+        ("tower", "forward"): 1, ("decoder", "forward"): 2, ("decoder", "backward"): 1,
+    }  # fmt: skip
